@@ -1,0 +1,1 @@
+"""BenchGen Eval: measure how well a model does a task."""
