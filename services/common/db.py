@@ -1,0 +1,84 @@
+"""PostgreSQL: a pool that waits for its server, and migrations that only one replica runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import structlog
+
+log = structlog.get_logger()
+
+#: What passes when Postgres restarts or the network blinks; the work is tried again.
+TRANSIENT = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.ConnectionDoesNotExistError,
+    # Raised by asyncpg itself when the server goes away between two statements.
+    asyncpg.InterfaceError,
+)
+
+_MIGRATION = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
+_LOCK = 0x62656E6368  # any constant will do: all replicas of all services take the same lock
+
+
+@asynccontextmanager
+async def pool(dsn: str, migrations: Path, *, size: int = 8) -> AsyncIterator[asyncpg.Pool]:
+    """A pool on a migrated schema. Waits as long as it takes for the server to come up."""
+    await _migrate(dsn, migrations)
+    async with asyncpg.create_pool(
+        dsn, min_size=1, max_size=size, command_timeout=60, max_inactive_connection_lifetime=0
+    ) as connections:
+        yield connections
+
+
+async def _migrate(dsn: str, folder: Path) -> None:
+    delay = 0.05
+    while True:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=10)
+        except (*TRANSIENT, TimeoutError) as error:
+            log.info("postgres.waiting", error=str(error) or type(error).__name__)
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.5, 2.0)
+            continue
+        try:
+            await _apply(connection, folder)
+        finally:
+            await connection.close()
+        return
+
+
+async def _apply(connection: asyncpg.Connection, folder: Path) -> None:
+    """Run what is new, each file in its own transaction, under one lock."""
+    await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+    try:
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations"
+            " (number int PRIMARY KEY, name text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        done = {row["number"] for row in await connection.fetch("SELECT number FROM schema_migrations")}
+        for path in sorted(folder.glob("*.sql")):
+            match = _MIGRATION.match(path.name)
+            if match is None:
+                raise ValueError(f"{path}: expected a name like 0001_what_it_does.sql")
+            if int(match[1]) in done:
+                continue
+            async with connection.transaction():
+                await connection.execute(path.read_text(encoding="utf-8"))
+                await connection.execute(
+                    "INSERT INTO schema_migrations (number, name) VALUES ($1, $2)", int(match[1]), path.stem
+                )
+            log.info("postgres.migrated", migration=path.stem)
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)

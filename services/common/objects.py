@@ -1,0 +1,141 @@
+"""S3-compatible object storage: five buckets, each service with its own identity and rights."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from benchgen.errors import NotFound, PermissionDenied, Unavailable
+from services.common.config import ObjectSettings
+
+if TYPE_CHECKING:
+    from minio import Minio
+
+
+T = TypeVar("T")
+
+
+class Bucket(StrEnum):
+    """What is kept apart, because different identities may read it."""
+
+    BUNDLES = "bundles"
+    INPUTS = "inputs"
+    TARGETS = "targets"
+    SOLUTIONS = "solutions"
+    PAYLOADS = "payloads"
+
+
+class ObjectStore:
+    """Reads and writes whole objects.
+
+    The client library blocks, so calls run on a few threads of this store's own.
+
+    :raises NotFound: there is no such object.
+    :raises PermissionDenied: this identity may not touch the bucket.
+    :raises Unavailable: the store cannot be reached or failed; trying again may help.
+    """
+
+    def __init__(self, settings: ObjectSettings, *, threads: int = 4) -> None:
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="objects")
+        self._made: Minio | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def get(self, bucket: Bucket, key: str) -> bytes:
+        """The bytes of an object."""
+        return await self._run(self._get, bucket, key)
+
+    async def put(self, bucket: Bucket, key: str, data: bytes) -> None:
+        """Store an object. Names are digests here, so writing one twice changes nothing."""
+        await self._run(self._put, bucket, key, io.BytesIO(data), len(data))
+
+    async def put_file(self, bucket: Bucket, key: str, path: Path) -> None:
+        """Store a file, streamed."""
+        await self._run(self._put_file, bucket, key, path)
+
+    async def fetch_file(self, bucket: Bucket, key: str, path: Path) -> None:
+        """Fetch an object into a file, streamed."""
+        await self._run(self._fetch_file, bucket, key, path)
+
+    async def exists(self, bucket: Bucket, key: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            await self._run(self._stat, bucket, key)
+        except NotFound:
+            return False
+        return True
+
+    async def _run(self, call: Callable[..., T], bucket: Bucket, *rest: object) -> T:
+        name = self._settings.bucket_prefix + bucket
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _translated, call, name, *rest)
+
+    def _client(self) -> Minio:
+        if self._made is None:
+            # Importing the client takes a quarter of a second: not while a service starts.
+            import urllib3
+            from minio import Minio
+
+            self._made = Minio(
+                self._settings.s3_endpoint,
+                access_key=self._settings.s3_access_key,
+                secret_key=self._settings.s3_secret_key.get_secret_value(),
+                secure=self._settings.s3_secure,
+                region=self._settings.s3_region,
+                http_client=urllib3.PoolManager(
+                    maxsize=8,
+                    timeout=urllib3.Timeout(connect=3, read=30),
+                    retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+                ),
+            )
+        return self._made
+
+    def _get(self, bucket: str, key: str) -> bytes:
+        response = self._client().get_object(bucket, key)
+        try:
+            data: bytes = response.read()
+        finally:
+            response.close()
+            response.release_conn()
+        return data
+
+    def _put(self, bucket: str, key: str, data: io.BytesIO, size: int) -> None:
+        data.seek(0)
+        self._client().put_object(bucket, key, data, size)
+
+    def _put_file(self, bucket: str, key: str, path: Path) -> None:
+        self._client().fput_object(bucket, key, str(path))
+
+    def _fetch_file(self, bucket: str, key: str, path: Path) -> None:
+        self._client().fget_object(bucket, key, str(path))
+
+    def _stat(self, bucket: str, key: str) -> None:
+        self._client().stat_object(bucket, key)
+
+
+def _translated(call: Callable[..., T], bucket: str, *rest: object) -> T:
+    import urllib3
+    from minio.error import InvalidResponseError, S3Error, ServerError
+
+    try:
+        return call(bucket, *rest)
+    except S3Error as error:
+        if error.code in {"NoSuchKey", "NoSuchObject"}:
+            raise NotFound(f"{bucket}/{rest[0]}: no such object") from None
+        if error.code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
+            raise PermissionDenied(f"{bucket}: this identity has no right to do that") from None
+        raise Unavailable(f"object store: {error.code}: {error.message}") from None
+    except (urllib3.exceptions.HTTPError, InvalidResponseError, ServerError, OSError) as error:
+        raise Unavailable(f"object store: {error}") from None

@@ -1,0 +1,158 @@
+"""Materialised data: one index and its parts in object storage, read by digest and cached on disk.
+
+An index names its parts; both are named by the sha256 of their bytes, so whatever is read is checked, and
+whatever is cached never goes stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from benchgen.errors import InvalidInput, NotFound, Unavailable
+from services.common.objects import Bucket, ObjectStore
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A contiguous range of cases."""
+
+    first: int
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All parts of one store of one version, in order."""
+
+    cases: int
+    parts: tuple[Part, ...]
+
+    def part_of(self, position: int) -> Part:
+        """The part that holds a case.
+
+        :raises NotFound: there is no such case.
+        """
+        if not 0 <= position < self.cases:
+            raise NotFound(f"there is no case at position {position}: the data has {self.cases}")
+        return self.parts[bisect_right(self.parts, position, key=lambda part: part.first) - 1]
+
+
+def read_index(data: bytes) -> Index:
+    """Parse an index object.
+
+    :raises InvalidInput: it is of a schema that this version does not know.
+    """
+    fields = orjson.loads(data)
+    if fields.get("schema") != 1:
+        raise InvalidInput(f"index schema {fields.get('schema')!r}: expected 1")
+    parts = tuple(Part(part["first"], part["count"], part["sha256"]) for part in fields["parts"])
+    return Index(fields["cases"], parts)
+
+
+class CaseReader:
+    """Reads cases of one kind of store by position.
+
+    :param cache_dir: where objects are kept on disk; shared by all processes of one identity on a machine.
+    :param parts_in_memory: how many parsed parts are kept; a part has at most 1,024 cases and 16 MiB.
+    """
+
+    def __init__(
+        self, bucket: Bucket, objects: ObjectStore, cache_dir: Path | None, *, parts_in_memory: int = 3
+    ) -> None:
+        self._bucket = bucket
+        self._objects = objects
+        self._dir = cache_dir / bucket if cache_dir is not None else None
+        self._indexes: OrderedDict[str, Index] = OrderedDict()
+        self._parts: OrderedDict[str, list[Row]] = OrderedDict()
+        self._room = parts_in_memory
+        # One fetch at a time: the next reader usually wants the same part.
+        self._lock = asyncio.Lock()
+
+    async def index(self, digest: str) -> Index:
+        """The index with this digest."""
+        found = self._indexes.get(digest)
+        if found is None:
+            found = read_index(await self._object(f"index/{digest}.json", digest))
+            self._indexes[digest] = found
+            while len(self._indexes) > 16:
+                self._indexes.popitem(last=False)
+        return found
+
+    async def rows(self, digest: str, positions: Sequence[int]) -> list[Row]:
+        """The rows of cases, in the order asked.
+
+        :raises NotFound: there is no such case, or no such data.
+        :raises Unavailable: the store cannot be reached, or what came back is damaged.
+        """
+        index = await self.index(digest)
+        rows: list[Row] = []
+        part: Part | None = None
+        held: list[Row] = []
+        for position in positions:
+            if part is None or not part.first <= position < part.first + part.count:
+                part = index.part_of(position)
+                held = await self._part(part)
+            rows.append(held[position - part.first])
+        return rows
+
+    async def _part(self, part: Part) -> list[Row]:
+        async with self._lock:
+            rows = self._parts.get(part.sha256)
+            if rows is None:
+                data = await self._object(f"parts/{part.sha256}.jsonl", part.sha256)
+                # Room first: at no time more than the bound is held.
+                while len(self._parts) >= self._room:
+                    self._parts.popitem(last=False)
+                rows = [orjson.loads(line) for line in data.splitlines()]
+                self._parts[part.sha256] = rows
+            else:
+                self._parts.move_to_end(part.sha256)
+            return rows
+
+    async def _object(self, key: str, digest: str) -> bytes:
+        path = self._dir / key if self._dir is not None else None
+        if path is not None:
+            cached = await asyncio.to_thread(_read_if_whole, path, digest)
+            if cached is not None:
+                return cached
+        data = await self._objects.get(self._bucket, key)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise Unavailable(f"{self._bucket}/{key}: what was stored does not have this digest")
+        if path is not None:
+            await asyncio.to_thread(write_atomically, path, data)
+        return data
+
+
+def _read_if_whole(path: Path, digest: str) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return data if hashlib.sha256(data).hexdigest() == digest else None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that other processes see whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

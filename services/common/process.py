@@ -1,0 +1,143 @@
+"""What every process is made of: signals, health, background loops, a graceful stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import structlog
+import uvloop
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from benchgen.errors import BenchgenError, Unavailable
+from services.common import db
+from services.common.config import ProcessSettings
+from services.common.telemetry import LOOP_FAULTS, configure_logging
+
+log = structlog.get_logger()
+
+S = TypeVar("S", bound=ProcessSettings)
+
+#: Faults of neighbours that pass by themselves: a loop that meets one waits and goes on.
+TRANSIENT = (*db.TRANSIENT, Unavailable, TimeoutError)
+
+
+class Process:
+    """The running process: knows whether it is ready and whether it should stop."""
+
+    def __init__(self, name: str, group: asyncio.TaskGroup) -> None:
+        self.name = name
+        self.ready = False
+        self.stopping = asyncio.Event()
+        self._group = group
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a background task; should it die, the process ends, and its supervisor starts another."""
+        return self._group.create_task(work, name=name)
+
+    def loop(
+        self,
+        name: str,
+        step: Callable[[], Awaitable[None]],
+        *,
+        every: float,
+        wake: asyncio.Event | None = None,
+    ) -> asyncio.Task[None]:
+        """Repeat ``step`` every so many seconds, and at once when ``wake`` is set."""
+        return self.spawn(name, self._repeat(name, step, every, wake or asyncio.Event()))
+
+    async def _repeat(
+        self, name: str, step: Callable[[], Awaitable[None]], every: float, wake: asyncio.Event
+    ) -> None:
+        while not self.stopping.is_set():
+            wake.clear()
+            try:
+                await step()
+            except TRANSIENT as error:
+                LOOP_FAULTS.labels(name).inc()
+                log.warning("loop.fault", loop=name, error=str(error) or type(error).__name__)
+                await self.sleep(min(every, 0.5))
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(_first(wake, self.stopping), every)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, but not past the moment when the process should stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def main(name: str, settings_type: type[S], serve: Callable[[S, Process], Awaitable[None]]) -> int:
+    """Run a service until it is told to stop.
+
+    :param serve: opens everything, marks the process ready, waits for ``stopping``, closes everything.
+    :returns: the exit code: 0 after a graceful stop, 2 for settings that cannot be used, 1 for anything else.
+    """
+    try:
+        settings = settings_type.from_environ()
+    except BenchgenError as error:
+        print(f"benchgen {name}: {error}", file=sys.stderr)
+        return 2
+    configure_logging(name, level=settings.log_level, form=settings.log_format)
+    try:
+        uvloop.run(_run(name, settings, serve))
+    except Exception as error:
+        # A group when a background loop died, bare when the process could not start.
+        for cause in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
+            log.exception("process.died", exc_info=cause)
+        return 1
+    return 0
+
+
+async def _run(name: str, settings: S, serve: Callable[[S, Process], Awaitable[None]]) -> None:
+    async with asyncio.TaskGroup() as group:
+        process = Process(name, group)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, process.stopping.set)
+        async with _health(process, settings.http_listen):
+            await serve(settings, process)
+        process.stopping.set()
+    log.info("process.stopped")
+
+
+@asynccontextmanager
+async def _health(process: Process, listen: str) -> AsyncIterator[None]:
+    """Serve ``/healthz`` (the process lives), ``/readyz`` (it does its work), ``/metrics``."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        ready = process.ready and not process.stopping.is_set()
+        return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    host, _, port = listen.rpartition(":")
+    await web.TCPSite(runner, host, int(port)).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()

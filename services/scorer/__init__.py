@@ -1,0 +1,1 @@
+"""The scorer owns what did happen: it records, judges, aggregates and reports."""

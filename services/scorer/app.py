@@ -1,0 +1,80 @@
+"""Builds a scorer and runs it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import structlog
+
+from benchgen.eval.v1 import result_pb2_grpc
+from services.common import db, rpc
+from services.common.objects import Bucket, ObjectStore
+from services.common.parts import CaseReader
+from services.common.process import Process
+from services.common.signing import Verifier
+from services.scorer.config import ScorerSettings
+from services.scorer.loading import Loader
+from services.scorer.predictions import PredictionStore
+from services.scorer.record_service import RecordService
+from services.scorer.recorder import Recorder
+from services.scorer.reporting import Reporter
+from services.scorer.results_service import ResultService
+from services.scorer.verification import VersionVerifier
+
+log = structlog.get_logger()
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+
+_RECORDS = "benchgen.eval.v1.RecordService"
+_RESULTS = "benchgen.eval.v1.ResultService"
+
+#: Runners record, the hub asks for the rest, outside callers come through the gateway.
+CALLERS = {
+    _RECORDS: frozenset({"hub"}),
+    f"/{_RECORDS}/RecordResults": frozenset({"runner"}),
+    _RESULTS: frozenset({"gateway"}),
+}
+
+
+async def serve(settings: ScorerSettings, process: Process) -> None:
+    """Open everything, serve until told to stop, close everything in the opposite order."""
+    access = rpc.Access(
+        settings, CALLERS, public=[_RESULTS], principals=Verifier(settings.principal_public_key)
+    )
+    async with (
+        ObjectStore(settings) as objects,
+        db.pool(
+            settings.postgres_dsn.get_secret_value(), MIGRATIONS, size=settings.postgres_connections
+        ) as pool,
+    ):
+        inputs, targets, solutions = (
+            CaseReader(bucket, objects, settings.cache_dir)
+            for bucket in (Bucket.INPUTS, Bucket.TARGETS, Bucket.SOLUTIONS)
+        )
+        # One thread: scoring is Python, so more would only contend for the interpreter.
+        with ThreadPoolExecutor(1, thread_name_prefix="scoring") as threads:
+            recorder = Recorder(pool)
+            predictions = PredictionStore(objects, targets)
+            records = RecordService(
+                pool=pool,
+                recorder=recorder,
+                targets=targets,
+                objects=objects,
+                loader=Loader(recorder, solutions, predictions),
+                reporter=Reporter(pool),
+                verifier=VersionVerifier(targets, solutions, threads),
+                hub=Verifier(settings.lease_public_key),
+                scoring_threads=threads,
+            )
+            results = ResultService(pool, inputs, targets, predictions)
+
+            def register(server: grpc.aio.Server) -> None:
+                result_pb2_grpc.add_RecordServiceServicer_to_server(records, server)
+                result_pb2_grpc.add_ResultServiceServicer_to_server(results, server)
+
+            async with rpc.server(settings.grpc_listen, settings, access, register) as port:
+                process.ready = True
+                log.info("scorer.ready", port=port)
+                await process.stopping.wait()

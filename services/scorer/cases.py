@@ -1,0 +1,84 @@
+"""What scoring a shard needs: its compiled rules and the targets of its cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from benchgen.scoring.rules import CompiledRule, RuleScore, compile_rules
+from benchgen.scoring.spec import parse_rules
+from services.common.parts import CaseReader
+from services.scorer.domain import Outcome
+
+
+@lru_cache(maxsize=64)
+def rules_of(scoring_json: str) -> tuple[CompiledRule, ...]:
+    """The compiled rules of a scoring; the text is small and the same for all shards of a run."""
+    return tuple(compile_rules(parse_rules(orjson.loads(scoring_json))))
+
+
+def primary_of(rules: Sequence[CompiledRule]) -> int:
+    """The place of the primary rule."""
+    return next(place for place, rule in enumerate(rules) if rule.primary)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a response to one case is compared with, by rule."""
+
+    case_id: str
+    by_rule: tuple[tuple[Any, Sequence[str] | None], ...]
+    cluster: str | None
+    slices: dict[str, str] | None
+
+
+class Judge:
+    """Scores responses to some cases of one version."""
+
+    def __init__(self, rules: tuple[CompiledRule, ...], targets: dict[int, Target]) -> None:
+        self.rules = rules
+        self.primary = primary_of(rules)
+        self._targets = targets
+
+    def target(self, position: int) -> Target | None:
+        """The target of a case; None when the case is not among those that were asked for."""
+        return self._targets.get(position)
+
+    def score(self, position: int, outcome: Outcome, response: str) -> tuple[RuleScore, ...]:
+        """One score per rule; none for an outcome that is not the model's doing."""
+        if not outcome.final:
+            return ()
+        by_rule = self._targets[position].by_rule
+        return tuple(
+            rule.score(response, target, choices)
+            for rule, (target, choices) in zip(self.rules, by_rule, strict=True)
+        )
+
+
+async def judge_of(
+    reader: CaseReader, targets_digest: str, scoring_json: str, positions: Sequence[int]
+) -> Judge:
+    """A judge for these cases.
+
+    :param reader: reads the store of targets.
+    :raises NotFound: there is no such case or data.
+    """
+    rules = rules_of(scoring_json)
+    rows = await reader.rows(targets_digest, positions)
+    return Judge(rules, {row["position"]: _target(row, rules) for row in rows})
+
+
+def _target(row: dict[str, Any], rules: Sequence[CompiledRule]) -> Target:
+    overrides = row["rules"]
+    by_rule = tuple(
+        (
+            overrides.get(rule.name, {}).get("target", row["target"]),
+            overrides.get(rule.name, {}).get("choices"),
+        )
+        for rule in rules
+    )
+    return Target(row["id"], by_rule, row["cluster"], row["slices"] or None)

@@ -1,0 +1,155 @@
+"""What a result is, and which of two attempts at a trial counts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple
+
+from benchgen.scoring.rules import RuleScore
+
+
+class Outcome(IntEnum):
+    """How a trial ended; the numbers are those of the contract."""
+
+    OK = 1
+    TRUNCATED = 2
+    REFUSED = 3
+    EMPTY = 4
+    LIMIT = 5
+    PROVIDER_ERROR = 6
+    SANDBOX_ERROR = 7
+    HARNESS_ERROR = 8
+    JUDGE_ERROR = 9
+    CANCELLED = 10
+    BUDGET = 11
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the model's doing: scored, and never replaced."""
+        return self <= Outcome.LIMIT
+
+
+class TrialKey(NamedTuple):
+    """Which trial of a run."""
+
+    position: int
+    trial: int
+
+
+@dataclass(slots=True)
+class Record:
+    """One attempt at a trial, as it is stored. Tokens and times are of the last call, cost of all calls."""
+
+    position: int
+    trial: int
+    attempt: int
+    outcome: Outcome
+    case_id: str
+    response: str = ""
+    reasoning: str | None = None
+    finish_reason: str | None = None
+    reported_model: str | None = None
+    error: str | None = None
+    input_digest: bytes | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    latency_ms: float | None = None
+    first_byte_ms: float | None = None
+    started_at: datetime | None = None
+    calls: int = 0
+    cost_picousd: int | None = None
+    failed_calls: list[dict[str, Any]] = field(default_factory=list)
+    payload_digest: str | None = None
+    payload_bytes: int | None = None
+    cluster: str | None = None
+    slices: dict[str, str] | None = None
+
+    @property
+    def key(self) -> TrialKey:
+        return TrialKey(self.position, self.trial)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRecord:
+    """A record with one score per rule; none when there is nothing to judge."""
+
+    record: Record
+    scores: Sequence[RuleScore]
+    primary: int = 0
+    """The place of the primary rule among the scores."""
+
+    def count_in(self, totals: Totals) -> None:
+        """Add what stands in the tables once this is stored."""
+        score = self.scores[self.primary] if self.scores else None
+        totals.add_standing(
+            self.record.outcome, score.value if score else None, score.passed if score else None
+        )
+
+
+class Merge(Enum):
+    """What becomes of an attempt when the trial has a result already."""
+
+    SAME = "same"
+    """It is the attempt that is held: it was sent twice."""
+    FILE = "file"
+    """The held one stays; this one is kept among the attempts, and its spend counts."""
+    REPLACE = "replace"
+    """It takes the place of the held one, which is kept among the attempts."""
+
+
+def merge(*, held_final: bool, held_attempt: int, final: bool, attempt: int) -> Merge:
+    """Which of two attempts counts.
+
+    An outcome of the model's doing is final and the first one wins. Any other gives way to a final one, or to one of a
+    higher attempt.
+    """
+    if attempt == held_attempt and final == held_final:
+        return Merge.SAME
+    if held_final:
+        return Merge.FILE
+    if final or attempt > held_attempt:
+        return Merge.REPLACE
+    return Merge.FILE
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a batch adds to a run's progress. Negative where a result was replaced."""
+
+    recorded: int = 0
+    scored: int = 0
+    passed: int = 0
+    faults: int = 0
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_picousd: int = 0
+    calls_of_unknown_cost: int = 0
+
+    def add_standing(self, outcome: Outcome, value: float | None, passed: bool | None, sign: int = 1) -> None:
+        """Count one row of the table of results in, or out; value and verdict are those of the primary rule."""
+        self.recorded += sign
+        if not outcome.final:
+            self.faults += sign
+        if value is not None:
+            self.scored += sign
+            if passed:
+                self.passed += sign
+
+    def add_spend(self, record: Record) -> None:
+        """Count what an attempt used. Spend is never taken back."""
+        self.calls += record.calls
+        self.input_tokens += record.input_tokens or 0
+        self.output_tokens += record.output_tokens or 0
+        for call in record.failed_calls:
+            self.input_tokens += call.get("input_tokens") or 0
+            self.output_tokens += call.get("output_tokens") or 0
+        if record.cost_picousd is not None:
+            self.cost_picousd += record.cost_picousd
+        elif record.calls:
+            self.calls_of_unknown_cost += record.calls

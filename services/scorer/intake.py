@@ -1,0 +1,152 @@
+"""From results as runners send them to records as they are stored, checked on the way."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from benchgen.errors import InvalidInput
+from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2
+from benchgen.scoring.cost import Prices, Usage, cost_picousd
+from services.scorer.domain import Outcome, Record
+
+MAX_RESPONSE = 64 * 1024
+MAX_ERROR = 2_000
+_MAX_TOKENS = 2**31 - 1
+
+
+class Intake:
+    """Checks and converts the results of one lease."""
+
+    def __init__(self, claims: lease_pb2.LeaseClaims) -> None:
+        self._attempt = claims.attempt
+        self._trials = claims.spec.trials
+        self._first = claims.first
+        self._last = claims.first + claims.count - 1
+        first_slot = claims.first // claims.spec.trials
+        self._slots = {position: first_slot + place for place, position in enumerate(claims.positions)}
+        self._prices = prices_of(claims.spec.subject.model)
+
+    def offset(self, position: int, trial: int) -> int | None:
+        """The trial's place in the shard, from 0; None when it is not of this shard."""
+        slot = self._slots.get(position)
+        if slot is None or not 0 <= trial < self._trials:
+            return None
+        number = slot * self._trials + trial
+        return number - self._first if self._first <= number <= self._last else None
+
+    def record(self, result: result_pb2.TrialResult) -> Record:
+        """The record of one result.
+
+        :raises InvalidInput: it is not of this shard, or a field is out of bounds; the message says which.
+        """
+        if self.offset(result.position, result.trial) is None:
+            raise InvalidInput("the trial is not of this shard")
+        try:
+            outcome = Outcome(result.outcome)
+        except ValueError:
+            raise InvalidInput(f"outcome: expected a known one, found {result.outcome}") from None
+        # A character takes at most 4 bytes: counting characters first spares encoding almost always.
+        text = result.response
+        if len(text) * 4 > MAX_RESPONSE and len(text.encode()) > MAX_RESPONSE:
+            raise InvalidInput(f"response: at most {MAX_RESPONSE} bytes; put longer ones in a payload")
+        usage = result.usage if result.HasField("usage") else None
+        failed = [_failed_call(call) for call in result.failed_calls]
+        payload = result.payload if result.HasField("payload") else None
+        return Record(
+            position=result.position,
+            trial=result.trial,
+            attempt=self._attempt,
+            outcome=outcome,
+            case_id=result.case_id,
+            response=clean(text),
+            reasoning=clean(result.reasoning) or None,
+            finish_reason=clean(result.finish_reason) or None,
+            reported_model=clean(result.reported_model) or None,
+            error=clean(result.error[:MAX_ERROR]) or None,
+            input_digest=bytes.fromhex(result.input_digest) if result.input_digest else None,
+            input_tokens=_tokens(usage, "input_tokens"),
+            output_tokens=_tokens(usage, "output_tokens"),
+            cached_tokens=_tokens(usage, "cached_tokens"),
+            reasoning_tokens=_tokens(usage, "reasoning_tokens"),
+            latency_ms=result.latency_ms if result.HasField("latency_ms") else None,
+            first_byte_ms=result.first_byte_ms if result.HasField("first_byte_ms") else None,
+            started_at=_time(result),
+            calls=result.calls,
+            cost_picousd=self._cost(outcome, usage, result),
+            failed_calls=failed,
+            payload_digest=payload.digest if payload else None,
+            payload_bytes=payload.size_bytes if payload else None,
+        )
+
+    def _cost(
+        self, outcome: Outcome, usage: result_pb2.Usage | None, result: result_pb2.TrialResult
+    ) -> int | None:
+        """What all calls of a result cost. A call that failed costs what its provider reports, else nothing."""
+        if not result.calls:
+            return None
+        total = 0
+        if outcome.final or usage is not None:
+            last = cost_picousd(_usage(usage), self._prices)
+            if last is None:
+                return None
+            total += last
+        for call in result.failed_calls:
+            if call.HasField("usage"):
+                cost = cost_picousd(_usage(call.usage), self._prices)
+                if cost is None:
+                    return None
+                total += cost
+        return total
+
+
+def prices_of(model: model_pb2.Model) -> Prices:
+    """The prices that a run froze."""
+    price = model.price
+    return Prices.per_million(
+        input=price.input_usd_per_mtok or None,
+        output=price.output_usd_per_mtok or None,
+        input_cached=price.cached_usd_per_mtok or None,
+    )
+
+
+def clean(text: str) -> str:
+    """Text as Postgres takes it: it has no place for NUL."""
+    return text.replace("\x00", "\ufffd") if "\x00" in text else text
+
+
+def _tokens(usage: result_pb2.Usage | None, name: str) -> int | None:
+    if usage is None or not usage.HasField(name):  # type: ignore[arg-type]
+        return None
+    count: int = getattr(usage, name)
+    if count > _MAX_TOKENS:
+        raise InvalidInput(f"usage.{name}: at most {_MAX_TOKENS}, found {count}")
+    return count
+
+
+def _usage(usage: result_pb2.Usage | None) -> Usage:
+    return Usage(
+        input_total=_tokens(usage, "input_tokens"),
+        input_cached=_tokens(usage, "cached_tokens"),
+        output_total=_tokens(usage, "output_tokens"),
+        # Reasoning has no price of its own here, so it is part of the output.
+    )
+
+
+def _time(result: result_pb2.TrialResult) -> datetime | None:
+    if not result.HasField("start_time"):
+        return None
+    return result.start_time.ToDatetime(tzinfo=UTC)
+
+
+def _failed_call(call: result_pb2.FailedCall) -> dict[str, Any]:
+    """A failed try as it is kept in the row, by the field names of the contract."""
+    usage = call.usage if call.HasField("usage") else None
+    return {
+        "http_status": call.http_status,
+        "error": clean(call.error[:MAX_ERROR]),
+        "latency_ms": call.latency_ms,
+        "wait_ms": call.wait_ms,
+        "input_tokens": _tokens(usage, "input_tokens"),
+        "output_tokens": _tokens(usage, "output_tokens"),
+    }

@@ -1,0 +1,92 @@
+"""Results whose answers are there already: recorded predictions, reference solutions, empty answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchgen.errors import InvalidInput
+from benchgen.eval.v1 import lease_pb2
+from benchgen.scoring.cost import Usage, cost_picousd
+from services.common.parts import CaseReader
+from services.scorer.cases import Judge
+from services.scorer.domain import Outcome, Record, ScoredRecord, TrialKey
+from services.scorer.intake import MAX_RESPONSE, Intake, clean, prices_of
+from services.scorer.predictions import Prediction, PredictionStore
+from services.scorer.recorder import Recorder
+
+ORACLE = "builtin/oracle"
+EMPTY = "builtin/empty"
+
+
+class Loader:
+    """Loads shards. What is loaded goes the same way as what a runner streams."""
+
+    def __init__(self, recorder: Recorder, solutions: CaseReader, predictions: PredictionStore) -> None:
+        self._recorder = recorder
+        self._solutions = solutions
+        self._predictions = predictions
+
+    async def load(
+        self, claims: lease_pb2.LeaseClaims, intake: Intake, judge: Judge, held: frozenset[int]
+    ) -> int:
+        """Store the answers of a shard that are not held yet; returns how many there are in all.
+
+        :raises InvalidInput: the run's subject is not one whose answers are there already.
+        """
+        answers = await self._answers(claims)
+        batch: list[ScoredRecord] = []
+        found = 0
+        for position in claims.positions:
+            for trial in range(claims.spec.trials):
+                offset = intake.offset(position, trial)
+                answer = answers.get(TrialKey(position, trial))
+                if offset is None or answer is None:
+                    continue
+                found += 1
+                if offset not in held:
+                    batch.append(_scored(claims, judge, TrialKey(position, trial), answer))
+        if batch:
+            await self._recorder.store(claims.run, batch)
+        return found
+
+    async def _answers(self, claims: lease_pb2.LeaseClaims) -> dict[TrialKey, Prediction]:
+        spec = claims.spec
+        positions: Sequence[int] = claims.positions
+        trials = range(spec.trials)
+        match spec.subject.WhichOneof("kind"):
+            case "predictions":
+                return await self._predictions.read(
+                    spec.subject.predictions.digest, spec.targets_digest, positions
+                )
+            case "model" if spec.subject.model.name == EMPTY:
+                return {TrialKey(p, t): Prediction("") for p in positions for t in trials}
+            case "model" if spec.subject.model.name == ORACLE:
+                rows = await self._solutions.rows(spec.solutions_digest, positions)
+                return {
+                    TrialKey(row["position"], t): Prediction(row["solution"]) for row in rows for t in trials
+                }
+            case _:
+                raise InvalidInput("the answers of this subject are not there: it has to be run")
+
+
+def _scored(claims: lease_pb2.LeaseClaims, judge: Judge, key: TrialKey, answer: Prediction) -> ScoredRecord:
+    target = judge.target(key.position)
+    assert target is not None
+    outcome = Outcome.OK if answer.response.strip() else Outcome.EMPTY
+    usage = Usage(input_total=answer.input_tokens, output_total=answer.output_tokens)
+    kept = answer.response.encode()[:MAX_RESPONSE].decode(errors="ignore")
+    record = Record(
+        position=key.position,
+        trial=key.trial,
+        attempt=claims.attempt,
+        outcome=outcome,
+        case_id=target.case_id,
+        response=clean(kept),
+        input_tokens=answer.input_tokens,
+        output_tokens=answer.output_tokens,
+        latency_ms=answer.latency_ms,
+        cost_picousd=cost_picousd(usage, prices_of(claims.spec.subject.model)),
+        cluster=target.cluster,
+        slices=target.slices,
+    )
+    return ScoredRecord(record, judge.score(key.position, outcome, answer.response), judge.primary)

@@ -1,0 +1,212 @@
+-- name: insert_run
+INSERT INTO runs (run_id, spec) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: insert_progress
+INSERT INTO run_progress (run_id, epoch) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: insert_scoring
+INSERT INTO scorings (run_id, scoring, digest, rules) VALUES ($1, 0, $2, $3) ON CONFLICT DO NOTHING;
+
+-- name: get_standing
+SELECT epoch, sealed_at IS NOT NULL AS sealed FROM run_progress WHERE run_id = $1;
+
+-- name: held_trials
+-- Final results among a shard's trials.
+SELECT position, trial FROM results
+WHERE run_id = $1 AND position BETWEEN $2 AND $3 AND outcome <= 5;
+
+-- name: insert_results
+-- A trial that has a result already is left as it is, and missing from the answer.
+INSERT INTO results (
+    run_id, position, trial, attempt, outcome, case_id, response, reasoning, finish_reason, reported_model, error,
+    input_digest, input_tokens, output_tokens, cached_tokens, reasoning_tokens, latency_ms, first_byte_ms, started_at,
+    calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices
+)
+SELECT $1, * FROM unnest(
+    $2::int[], $3::int[], $4::int[], $5::smallint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
+    $11::text[], $12::bytea[], $13::int[], $14::int[], $15::int[], $16::int[], $17::float8[], $18::float8[],
+    $19::timestamptz[], $20::int[], $21::bigint[], $22::jsonb[], $23::text[], $24::bigint[], $25::text[], $26::jsonb[]
+)
+ON CONFLICT DO NOTHING
+RETURNING position, trial;
+
+-- name: lock_results
+-- In one order everywhere, so that two batches never wait for each other.
+SELECT r.position, r.trial, r.attempt, r.outcome
+FROM results r JOIN unnest($2::int[], $3::int[]) AS k (position, trial) USING (position, trial)
+WHERE r.run_id = $1
+ORDER BY r.position, r.trial
+FOR UPDATE OF r;
+
+-- name: file_standing
+-- Moves results that are about to be replaced to the attempts.
+WITH moved AS (
+    DELETE FROM results r USING unnest($2::int[], $3::int[]) AS k (position, trial)
+    WHERE r.run_id = $1 AND r.position = k.position AND r.trial = k.trial
+    RETURNING r.*
+), unscored AS (
+    DELETE FROM scores s USING unnest($2::int[], $3::int[]) AS k (position, trial)
+    WHERE s.run_id = $1 AND s.position = k.position AND s.trial = k.trial
+)
+INSERT INTO attempts (run_id, position, trial, attempt, outcome, response, error, input_tokens, output_tokens,
+                      latency_ms, calls, cost_picousd, recorded_at)
+SELECT run_id, position, trial, attempt, outcome, response, error, input_tokens, output_tokens, latency_ms, calls,
+       cost_picousd, recorded_at
+FROM moved
+ON CONFLICT DO NOTHING;
+
+-- name: file_attempts
+-- Answers with those that were new: only their spend counts.
+INSERT INTO attempts (run_id, position, trial, attempt, outcome, response, error, input_tokens, output_tokens,
+                      latency_ms, calls, cost_picousd)
+SELECT $1, * FROM unnest($2::int[], $3::int[], $4::int[], $5::smallint[], $6::text[], $7::text[], $8::int[], $9::int[],
+                         $10::float8[], $11::int[], $12::bigint[])
+ON CONFLICT DO NOTHING
+RETURNING position, trial, attempt;
+
+-- name: insert_scores
+INSERT INTO scores (run_id, scoring, rule, position, trial, value, passed, answer, explanation, error)
+SELECT $1, 0, * FROM unnest($2::smallint[], $3::int[], $4::int[], $5::float8[], $6::boolean[], $7::text[], $8::text[],
+                            $9::text[])
+ON CONFLICT DO NOTHING;
+
+-- name: add_progress
+-- Last in a batch's transaction: it holds the lock that orders batches and the seal. Answers nothing for a sealed run.
+UPDATE run_progress
+SET recorded = recorded + $2, scored = scored + $3, passed = passed + $4, faults = faults + $5, calls = calls + $6,
+    input_tokens = input_tokens + $7, output_tokens = output_tokens + $8, cost_picousd = cost_picousd + $9,
+    calls_of_unknown_cost = calls_of_unknown_cost + $10
+WHERE run_id = $1 AND sealed_at IS NULL
+RETURNING 1;
+
+-- name: seal
+-- Sealing a sealed run changes nothing.
+UPDATE run_progress
+SET sealed_at = now(), seal = seal + 1, epoch = greatest(epoch, $2), final_state = $3, seconds = $4
+WHERE run_id = $1 AND sealed_at IS NULL;
+
+-- name: get_progress
+SELECT run_id, recorded, scored, passed, faults, calls, input_tokens, output_tokens, cost_picousd,
+       calls_of_unknown_cost
+FROM run_progress WHERE run_id = ANY($1::text[]);
+
+-- name: sealed_progress
+SELECT seal, pending_scores, final_state, seconds, recorded, calls, input_tokens, output_tokens, cost_picousd,
+       calls_of_unknown_cost
+FROM run_progress WHERE run_id = $1 AND sealed_at IS NOT NULL;
+
+-- name: try_claim_report
+-- Held until the transaction ends: whoever dies frees it.
+SELECT pg_try_advisory_xact_lock(hashtextextended('report:' || $1, 0));
+
+-- name: has_report
+SELECT 1 FROM reports WHERE run_id = $1 AND number = $2;
+
+-- name: insert_report
+INSERT INTO reports (run_id, number, report) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING;
+
+-- name: latest_report
+SELECT report FROM reports WHERE run_id = $1 ORDER BY number DESC LIMIT 1;
+
+-- name: get_spec
+SELECT spec FROM runs WHERE run_id = $1;
+
+-- name: outcome_counts
+SELECT outcome, count(*) AS n FROM results WHERE run_id = $1 GROUP BY outcome;
+
+-- name: latency
+SELECT count(*) AS n, avg(latency_ms) AS mean,
+       percentile_cont(0.5) WITHIN GROUP (ORDER BY latency_ms) AS p50,
+       percentile_cont(0.95) WITHIN GROUP (ORDER BY latency_ms) AS p95
+FROM results WHERE run_id = $1 AND latency_ms IS NOT NULL;
+
+-- name: cost_coverage
+-- Trials that called a model, or brought their cost with them, and those of them whose cost is known.
+SELECT count(*) FILTER (WHERE calls > 0 OR cost_picousd IS NOT NULL) AS called,
+       count(*) FILTER (WHERE cost_picousd IS NOT NULL) AS known
+FROM results WHERE run_id = $1;
+
+-- name: rule_statistics
+-- Per rule: sufficient statistics over questions, each the mean of its trials.
+WITH questions AS (
+    SELECT rule, position, avg(value) AS mean, sum(value) AS score_sum, count(*) AS trials,
+           bool_and(value IN (0, 1)) AS binary_valued,
+           count(*) FILTER (WHERE passed) AS passed, count(*) FILTER (WHERE NOT passed) AS failed
+    FROM scores WHERE run_id = $1 AND scoring = $2 AND trial >= 0 AND value IS NOT NULL
+    GROUP BY rule, position
+)
+SELECT rule, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum(trials) AS trials,
+       sum(score_sum) AS score_sum,
+       max(trials) AS most_trials, bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
+       sum(failed) AS failed
+FROM questions GROUP BY rule ORDER BY rule;
+
+-- name: rule_errors
+SELECT rule, count(*) AS n FROM scores WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL GROUP BY rule;
+
+-- name: cluster_statistics
+-- Per rule: what the clustered standard error needs, over the clusters that the environment names.
+WITH questions AS (
+    SELECT s.rule, s.position, min(r.cluster) AS cluster, avg(s.value) AS mean
+    FROM scores s JOIN results r USING (run_id, position, trial)
+    WHERE s.run_id = $1 AND s.scoring = $2 AND s.trial >= 0 AND s.value IS NOT NULL AND r.cluster IS NOT NULL
+    GROUP BY s.rule, s.position
+), clusters AS (
+    SELECT rule, cluster, count(*) AS n, sum(mean) AS total FROM questions GROUP BY rule, cluster
+)
+SELECT rule, count(*) AS clusters, sum(n) AS n, sum(total * total) AS total_squares, sum(n * total) AS n_totals,
+       sum(n * n) AS n_squares
+FROM clusters GROUP BY rule;
+
+-- name: slice_statistics
+-- The primary rule by the values of the fields that the environment names.
+WITH questions AS (
+    SELECT e.key AS field, e.value AS value, s.position, avg(s.value) AS mean, count(*) AS trials,
+           bool_and(s.value IN (0, 1)) AS binary_valued, count(*) FILTER (WHERE s.passed) AS passed,
+           count(*) FILTER (WHERE NOT s.passed) AS failed
+    FROM scores s JOIN results r USING (run_id, position, trial), jsonb_each_text(r.slices) e
+    WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.trial >= 0 AND s.value IS NOT NULL
+    GROUP BY e.key, e.value, s.position
+)
+SELECT field, value, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum(trials) AS trials,
+       max(trials) AS most_trials, bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
+       sum(failed) AS failed
+FROM questions GROUP BY field, value ORDER BY field, value;
+
+-- name: list_results
+SELECT r.*, s.passed AS primary_passed
+FROM results r
+LEFT JOIN scores s ON s.run_id = r.run_id AND s.scoring = $2 AND s.rule = $3 AND s.position = r.position
+                  AND s.trial = r.trial
+WHERE r.run_id = $1 AND (r.position, r.trial) > ($4::int, $5::int)
+  AND ($6::text IS NULL OR r.case_id = $6)
+ORDER BY r.position, r.trial LIMIT $7;
+
+-- name: list_not_passed
+-- Through the index of scores that did not pass. $6: only those without a value.
+SELECT r.*, s.passed AS primary_passed
+FROM scores s JOIN results r USING (run_id, position, trial)
+WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.passed IS NOT TRUE AND s.passed IS NOT NULL
+  AND (s.position, s.trial) > ($4::int, $5::int)
+ORDER BY s.position, s.trial LIMIT $6;
+
+-- name: list_passed
+SELECT r.*, s.passed AS primary_passed
+FROM scores s JOIN results r USING (run_id, position, trial)
+WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.passed
+  AND (s.position, s.trial) > ($4::int, $5::int)
+ORDER BY s.position, s.trial LIMIT $6;
+
+-- name: list_unscored
+SELECT r.*, NULL::boolean AS primary_passed
+FROM results r
+LEFT JOIN scores s ON s.run_id = r.run_id AND s.scoring = $2 AND s.rule = $3 AND s.position = r.position
+                  AND s.trial = r.trial
+WHERE r.run_id = $1 AND s.value IS NULL AND (r.position, r.trial) > ($4::int, $5::int)
+ORDER BY r.position, r.trial LIMIT $6;
+
+-- name: scores_of
+SELECT s.position, s.trial, s.rule, s.value, s.passed, s.answer, s.explanation, s.error
+FROM scores s JOIN unnest($3::int[], $4::int[]) AS k (position, trial) USING (position, trial)
+WHERE s.run_id = $1 AND s.scoring = $2
+ORDER BY s.position, s.trial, s.rule;

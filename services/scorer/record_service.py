@@ -1,0 +1,199 @@
+"""RecordService: what runners stream and what the hub asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import asyncpg
+import grpc
+
+from benchgen.errors import InvalidInput
+from benchgen.eval.v1 import environment_pb2, lease_pb2, result_pb2, result_pb2_grpc, run_pb2
+from services.common.objects import ObjectStore
+from services.common.parts import CaseReader
+from services.common.signing import Verifier
+from services.scorer import reporting, store, verification
+from services.scorer.cases import Judge, judge_of
+from services.scorer.domain import ScoredRecord
+from services.scorer.intake import Intake
+from services.scorer.leases import open_lease
+from services.scorer.loading import Loader
+from services.scorer.payloads import whole_response
+from services.scorer.recorder import Recorder
+
+_MAX_BATCH = 256
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def facts_of(spec: run_pb2.RunSpec) -> store.RunFacts:
+    """What the scorer keeps of a run."""
+    return store.RunFacts(
+        spec.run, spec.SerializeToString(deterministic=True), spec.scoring_digest, spec.scoring_json
+    )
+
+
+class RecordService(result_pb2_grpc.RecordServiceServicer):
+    """Records and judges, for runners and the hub."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        recorder: Recorder,
+        targets: CaseReader,
+        objects: ObjectStore,
+        loader: Loader,
+        reporter: reporting.Reporter,
+        verifier: verification.VersionVerifier,
+        hub: Verifier,
+        scoring_threads: Executor,
+    ) -> None:
+        self._pool = pool
+        self._recorder = recorder
+        self._targets = targets
+        self._objects = objects
+        self._loader = loader
+        self._reporter = reporter
+        self._verifier = verifier
+        self._hub = hub
+        self._threads = scoring_threads
+
+    async def RecordResults(  # noqa: N802
+        self, requests: AsyncIterator[result_pb2.RecordResultsRequest], context: Context
+    ) -> AsyncIterator[result_pb2.RecordResultsResponse]:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "lease":
+            raise InvalidInput("the first message must open with a lease")
+        claims = open_lease(first.lease, self._hub)
+        intake = Intake(claims)
+        judge, held = await asyncio.gather(self._judge(claims), self._held(claims, intake))
+        yield result_pb2.RecordResultsResponse(held=result_pb2.HeldTrials(offsets=held))
+        async for request in requests:
+            if request.WhichOneof("part") != "batch":
+                raise InvalidInput("after the first message only batches are expected")
+            rejections = await self._record(claims, intake, judge, request.batch.results)
+            yield result_pb2.RecordResultsResponse(
+                ack=result_pb2.BatchAck(sequence=request.batch.sequence, rejections=rejections)
+            )
+
+    async def _judge(self, claims: lease_pb2.LeaseClaims) -> Judge:
+        spec = claims.spec
+        return await judge_of(self._targets, spec.targets_digest, spec.scoring_json, claims.positions)
+
+    async def _held(self, claims: lease_pb2.LeaseClaims, intake: Intake) -> list[int]:
+        """Register the run if need be; answer with the offsets that need not be made."""
+        async with self._pool.acquire() as connection:
+            await store.check_open(connection, facts_of(claims.spec), epoch=claims.epoch)
+            held = await store.held_trials(
+                connection, claims.run, min(claims.positions), max(claims.positions)
+            )
+        offsets = (intake.offset(key.position, key.trial) for key in held)
+        return sorted(offset for offset in offsets if offset is not None)
+
+    async def _record(
+        self,
+        claims: lease_pb2.LeaseClaims,
+        intake: Intake,
+        judge: Judge,
+        results: Sequence[result_pb2.TrialResult],
+    ) -> list[result_pb2.Rejection]:
+        """Store one batch. A bad result is refused alone."""
+        if not 0 < len(results) <= _MAX_BATCH:
+            raise InvalidInput(f"a batch has 1 to {_MAX_BATCH} results, this one has {len(results)}")
+        longs = {
+            place: await whole_response(self._objects, result.payload)
+            for place, result in enumerate(results)
+            if result.HasField("payload")
+        }
+        # Off the event loop: a slow pattern must not keep heartbeats and acknowledgements waiting.
+        scored, rejections = await asyncio.get_running_loop().run_in_executor(
+            self._threads, _score, intake, judge, results, longs
+        )
+        if scored:
+            await self._recorder.store(claims.run, scored)
+        return rejections
+
+    async def LoadShard(  # noqa: N802
+        self, request: result_pb2.LoadShardRequest, context: Context
+    ) -> result_pb2.LoadShardResponse:
+        claims = open_lease(request.lease, self._hub)
+        intake = Intake(claims)
+        judge, held = await asyncio.gather(self._judge(claims), self._held(claims, intake))
+        loaded = await self._loader.load(claims, intake, judge, frozenset(held))
+        return result_pb2.LoadShardResponse(loaded=loaded)
+
+    async def SealRun(  # noqa: N802
+        self, request: result_pb2.SealRunRequest, context: Context
+    ) -> result_pb2.SealRunResponse:
+        async with self._pool.acquire() as connection:
+            standing = await store.seal(
+                connection,
+                facts_of(request.spec),
+                epoch=request.epoch,
+                final_state=run_pb2.Run.State.Name(request.final_state).removeprefix("STATE_").lower(),
+                seconds=request.seconds,
+            )
+        reported = not standing.pending_scores and await self._reporter.report(request.spec, standing)
+        state = (
+            result_pb2.SealRunResponse.STATE_REPORTED
+            if reported
+            else result_pb2.SealRunResponse.STATE_REPORTING
+        )
+        return result_pb2.SealRunResponse(state=state, pending_scores=standing.pending_scores)
+
+    async def GetProgress(  # noqa: N802
+        self, request: result_pb2.GetProgressRequest, context: Context
+    ) -> result_pb2.GetProgressResponse:
+        if len(request.runs) > 1000:
+            raise InvalidInput("at most 1,000 runs at once")
+        async with self._pool.acquire() as connection:
+            found = await store.progress(connection, request.runs)
+        return result_pb2.GetProgressResponse(
+            progress={
+                run: run_pb2.RunProgress(
+                    recorded=totals.recorded,
+                    scored=totals.scored,
+                    passed=totals.passed,
+                    faults=totals.faults,
+                    calls=totals.calls,
+                    input_tokens=totals.input_tokens,
+                    output_tokens=totals.output_tokens,
+                    cost_picousd=totals.cost_picousd,
+                    calls_of_unknown_cost=totals.calls_of_unknown_cost,
+                )
+                for run, totals in found.items()
+            }
+        )
+
+    async def VerifyVersion(  # noqa: N802
+        self, request: result_pb2.VerifyVersionRequest, context: Context
+    ) -> environment_pb2.Verification:
+        return await self._verifier.verify(request)
+
+
+def _score(
+    intake: Intake,
+    judge: Judge,
+    results: Sequence[result_pb2.TrialResult],
+    longs: dict[int, str],
+) -> tuple[list[ScoredRecord], list[result_pb2.Rejection]]:
+    scored: list[ScoredRecord] = []
+    rejections: list[result_pb2.Rejection] = []
+    for place, result in enumerate(results):
+        try:
+            record = intake.record(result)
+            target = judge.target(record.position)
+            if target is None or target.case_id != record.case_id:
+                raise InvalidInput(f"case_id: there is no case {record.case_id!r} at {record.position}")
+        except (InvalidInput, ValueError) as error:
+            rejections.append(
+                result_pb2.Rejection(position=result.position, trial=result.trial, reason=str(error))
+            )
+            continue
+        record.cluster, record.slices = target.cluster, target.slices
+        scores = judge.score(record.position, record.outcome, longs.get(place, record.response))
+        scored.append(ScoredRecord(record, scores, judge.primary))
+    return scored, rejections

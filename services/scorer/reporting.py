@@ -1,0 +1,150 @@
+"""Makes the report of a sealed run from sufficient statistics, once a seal, whoever asks."""
+
+from __future__ import annotations
+
+import asyncpg
+import orjson
+
+from benchgen.eval.v1 import run_pb2
+from benchgen.scoring.report import (
+    LatencyInputs,
+    ReportInputs,
+    RuleInputs,
+    SliceInputs,
+    UsageInputs,
+    build_report,
+)
+from benchgen.scoring.statistics import ClusterSums, QuestionSums
+from services.scorer.cases import primary_of, rules_of
+from services.scorer.domain import Outcome
+from services.scorer.store import FIRST_SCORING, SQL, Connection, Standing
+
+
+class Reporter:
+    """Builds and stores reports."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def report(self, spec: run_pb2.RunSpec, standing: Standing) -> bool:
+        """Make the report of this seal unless it is there; False while another replica is making it."""
+        async with self._pool.acquire() as connection:
+            if await connection.fetchval(SQL["has_report"], spec.run, standing.seal):
+                return True
+            # One snapshot for all figures; nothing changes in a sealed run, but its attempts may.
+            async with connection.transaction(isolation="repeatable_read"):
+                if not await connection.fetchval(SQL["try_claim_report"], spec.run):
+                    return False
+                inputs = await _gather(connection, spec, standing)
+                document = build_report(inputs).model_dump(mode="json") | {
+                    "number": standing.seal,
+                    "primary_rule": spec.primary_rule,
+                    "simulated": spec.simulated,
+                    "calls": standing.totals.calls,
+                    "trials": spec.trials,
+                }
+                await connection.execute(
+                    SQL["insert_report"], spec.run, standing.seal, orjson.dumps(document).decode()
+                )
+        return True
+
+
+def label_of(subject: run_pb2.Subject) -> str:
+    """What answered, for people."""
+    if subject.WhichOneof("kind") == "predictions":
+        return f"predictions:{subject.predictions.label or subject.predictions.digest[:12]}"
+    return subject.model.name
+
+
+async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Standing) -> ReportInputs:
+    rules = await _rules(connection, spec)
+    outcomes = await connection.fetch(SQL["outcome_counts"], spec.run)
+    latency = await connection.fetchrow(SQL["latency"], spec.run)
+    cost = await connection.fetchrow(SQL["cost_coverage"], spec.run)
+    assert latency is not None
+    assert cost is not None
+    primary = primary_of(rules_of(spec.scoring_json))
+    slices = await connection.fetch(SQL["slice_statistics"], spec.run, FIRST_SCORING, primary)
+    totals = standing.totals
+    reported_usage = totals.input_tokens or totals.output_tokens
+    return ReportInputs(
+        run=spec.run,
+        environment=spec.environment,
+        digest=spec.digest,
+        model=label_of(spec.subject),
+        state=standing.final_state,
+        planned=spec.planned,
+        recorded=totals.recorded,
+        scored=min(rule.scored for rule in rules),
+        rules=rules,
+        usage=UsageInputs(
+            input_tokens=totals.input_tokens if reported_usage else None,
+            output_tokens=totals.output_tokens if reported_usage else None,
+            cases=cost["called"],
+            cost_known_cases=cost["known"],
+            cost_picousd=totals.cost_picousd,
+        ),
+        outcomes={Outcome(row["outcome"]).name.lower(): row["n"] for row in outcomes},
+        latency=LatencyInputs(latency["mean"], latency["p50"], latency["p95"]) if latency["n"] else None,
+        seconds=standing.seconds,
+        slices=[SliceInputs(row["field"], row["value"], _questions(row)) for row in slices],
+    )
+
+
+async def _rules(connection: Connection, spec: run_pb2.RunSpec) -> list[RuleInputs]:
+    statistics = {
+        row["rule"]: row for row in await connection.fetch(SQL["rule_statistics"], spec.run, FIRST_SCORING)
+    }
+    errors = {
+        row["rule"]: row["n"] for row in await connection.fetch(SQL["rule_errors"], spec.run, FIRST_SCORING)
+    }
+    clusters = {
+        row["rule"]: row for row in await connection.fetch(SQL["cluster_statistics"], spec.run, FIRST_SCORING)
+    }
+    return [
+        _rule(rule.name, rule.primary, statistics.get(place), errors.get(place, 0), clusters.get(place))
+        for place, rule in enumerate(rules_of(spec.scoring_json))
+    ]
+
+
+def _rule(
+    name: str,
+    primary: bool,
+    row: asyncpg.Record | None,
+    errors: int,
+    clusters: asyncpg.Record | None,
+) -> RuleInputs:
+    if row is None:
+        return RuleInputs(name, primary, QuestionSums(0, 0.0, 0.0, True), 0, 0.0, 0, 0, errors)
+    return RuleInputs(
+        name=name,
+        primary=primary,
+        questions=_questions(row),
+        scored=int(row["trials"]),
+        score_sum=row["score_sum"],
+        passed=int(row["passed"]),
+        failed=int(row["failed"]),
+        errors=errors,
+        clusters=_clusters(clusters, row["n"]),
+    )
+
+
+def _questions(row: asyncpg.Record) -> QuestionSums:
+    return QuestionSums(
+        n=row["n"],
+        total=row["total"],
+        squares=row["squares"],
+        binary=row["binary_valued"] and row["most_trials"] == 1,
+    )
+
+
+def _clusters(row: asyncpg.Record | None, questions: int) -> ClusterSums | None:
+    # Clusters count only when every question is in one; otherwise the sums would not be of the same questions.
+    if row is None or row["n"] != questions:
+        return None
+    return ClusterSums(
+        count=row["clusters"],
+        total_squares=float(row["total_squares"]),
+        cross=float(row["n_totals"]),
+        size_squares=float(row["n_squares"]),
+    )

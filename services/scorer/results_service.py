@@ -1,0 +1,186 @@
+"""ResultService: what people and other modules read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import asyncpg
+import grpc
+import orjson
+from google.protobuf import json_format
+
+from benchgen.errors import FailedPrecondition, InvalidInput
+from benchgen.eval.v1 import result_pb2, result_pb2_grpc, run_pb2
+from services.common import auth
+from services.common.auth import Scope
+from services.common.paging import Page, next_token
+from services.common.parts import CaseReader
+from services.scorer import store
+from services.scorer.cases import primary_of, rules_of
+from services.scorer.predictions import PredictionStore
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+Filter = result_pb2.ListResultsRequest.Filter
+
+
+class ResultService(result_pb2_grpc.ResultServiceServicer):
+    """Results, reports, and uploads of recorded answers."""
+
+    def __init__(
+        self, pool: asyncpg.Pool, inputs: CaseReader, targets: CaseReader, predictions: PredictionStore
+    ) -> None:
+        self._pool = pool
+        self._inputs = inputs
+        self._targets = targets
+        self._predictions = predictions
+
+    async def ListResults(  # noqa: N802
+        self, request: result_pb2.ListResultsRequest, context: Context
+    ) -> result_pb2.ListResultsResponse:
+        auth.require(Scope.READ)
+        page = Page.of(request.page_size, request.page_token, fields=2)
+        after = (-1, -1) if page.after is None else (page.after[0], page.after[1])
+        async with self._pool.acquire() as connection:
+            spec = run_pb2.RunSpec.FromString(await store.spec_of(connection, request.run))
+            rules = rules_of(spec.scoring_json)
+            rows = await _page_of(connection, request, primary_of(rules), after, page.size + 1)
+            scores = await _scores_of(connection, request.run, rows, [rule.name for rule in rules])
+        more = len(rows) > page.size
+        rows = rows[: page.size]
+        positions = [row["position"] for row in rows]
+        inputs = await self._inputs.rows(spec.inputs_digest, positions)
+        targets: list[dict[str, Any] | None] = [None] * len(rows)
+        if auth.has_scope(Scope.ANSWERS):
+            targets = list(await self._targets.rows(spec.targets_digest, positions))
+        return result_pb2.ListResultsResponse(
+            results=[
+                _result(row, asked, target, scores[row["position"], row["trial"]])
+                for row, asked, target in zip(rows, inputs, targets, strict=True)
+            ],
+            next_page_token=next_token([rows[-1]["position"], rows[-1]["trial"]]) if more else "",
+        )
+
+    async def GetReport(  # noqa: N802
+        self, request: result_pb2.GetReportRequest, context: Context
+    ) -> result_pb2.Report:
+        auth.require(Scope.READ)
+        async with self._pool.acquire() as connection:
+            document = await connection.fetchval(store.SQL["latest_report"], request.run)
+            if document is None:
+                await store.spec_of(connection, request.run)
+                raise FailedPrecondition(f"run {request.run} has no report yet: it has not ended")
+        fields = orjson.loads(document)
+        fields["slices"] = {name: {"values": values} for name, values in fields["slices"].items()}
+        return json_format.ParseDict(fields, result_pb2.Report())
+
+    async def UploadPredictions(  # noqa: N802
+        self, requests: AsyncIterator[result_pb2.UploadPredictionsRequest], context: Context
+    ) -> run_pb2.Predictions:
+        auth.require(Scope.RUN)
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidInput("the first message must be the header")
+
+        async def chunks() -> AsyncIterator[bytes]:
+            async for request in requests:
+                yield request.chunk
+
+        digest, rows = await self._predictions.accept(first.header.targets_digest, chunks())
+        return run_pb2.Predictions(digest=digest, rows=rows, label=first.header.label[:200])
+
+
+async def _page_of(
+    connection: store.Connection,
+    request: result_pb2.ListResultsRequest,
+    primary: int,
+    after: tuple[int, int],
+    limit: int,
+) -> list[asyncpg.Record]:
+    start = (request.run, store.FIRST_SCORING, primary, *after)
+    if request.case_id:
+        if request.filter:
+            raise InvalidInput("case_id and filter: expected one of them, found both")
+        return await connection.fetch(store.SQL["list_results"], *start, request.case_id, limit)
+    match request.filter:
+        case Filter.FILTER_UNSPECIFIED:
+            return await connection.fetch(store.SQL["list_results"], *start, None, limit)
+        case Filter.FILTER_FAILED:
+            return await connection.fetch(store.SQL["list_not_passed"], *start, limit)
+        case Filter.FILTER_PASSED:
+            return await connection.fetch(store.SQL["list_passed"], *start, limit)
+        case Filter.FILTER_UNSCORED:
+            return await connection.fetch(store.SQL["list_unscored"], *start, limit)
+        case _:
+            raise InvalidInput(f"filter: {request.filter} is not known")
+
+
+async def _scores_of(
+    connection: store.Connection, run: str, rows: list[asyncpg.Record], rules: list[str]
+) -> Mapping[tuple[int, int], list[result_pb2.Score]]:
+    found: dict[tuple[int, int], list[result_pb2.Score]] = {
+        (row["position"], row["trial"]): [] for row in rows
+    }
+    positions = [position for position, _ in found]
+    trials = [trial for _, trial in found]
+    for score in await connection.fetch(store.SQL["scores_of"], run, store.FIRST_SCORING, positions, trials):
+        found[score["position"], score["trial"]].append(
+            result_pb2.Score(
+                rule=rules[score["rule"]],
+                value=score["value"],
+                passed=score["passed"],
+                answer=score["answer"],
+                explanation=score["explanation"] or "",
+                error=score["error"] or "",
+            )
+        )
+    return found
+
+
+def _result(
+    row: asyncpg.Record,
+    asked: dict[str, Any],
+    target: dict[str, Any] | None,
+    scores: list[result_pb2.Score],
+) -> result_pb2.Result:
+    result = result_pb2.Result(
+        run=row["run_id"],
+        position=row["position"],
+        case_id=row["case_id"],
+        trial=row["trial"],
+        attempt=row["attempt"],
+        outcome=row["outcome"],
+        input=[result_pb2.Message(role=turn["role"], content=turn["content"]) for turn in asked["messages"]],
+        response=row["response"],
+        reasoning=row["reasoning"] or "",
+        target_json=orjson.dumps(target["target"]).decode() if target is not None else "",
+        scores=scores,
+        latency_ms=row["latency_ms"],
+        usage=result_pb2.Usage(
+            input_tokens=row["input_tokens"],
+            output_tokens=row["output_tokens"],
+            cached_tokens=row["cached_tokens"],
+            reasoning_tokens=row["reasoning_tokens"],
+        ),
+        cost_picousd=row["cost_picousd"],
+        error=row["error"] or "",
+        finish_reason=row["finish_reason"] or "",
+        failed_calls=[_failed_call(call) for call in orjson.loads(row["failed_calls"] or "[]")],
+        record_time=row["recorded_at"],
+        reported_model=row["reported_model"] or "",
+    )
+    if row["payload_digest"]:
+        result.payload.digest = row["payload_digest"]
+        result.payload.size_bytes = row["payload_bytes"]
+    return result
+
+
+def _failed_call(call: dict[str, Any]) -> result_pb2.FailedCall:
+    return result_pb2.FailedCall(
+        http_status=call["http_status"],
+        error=call["error"],
+        latency_ms=call["latency_ms"],
+        wait_ms=call["wait_ms"],
+        usage=result_pb2.Usage(input_tokens=call["input_tokens"], output_tokens=call["output_tokens"]),
+    )

@@ -1,0 +1,275 @@
+"""The scorer's tables. Everything that writes results is here, in one transaction a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+
+from benchgen.errors import LeaseLost, NotFound
+from services.common.queries import load_queries
+from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, TrialKey, merge
+
+SQL = load_queries(Path(__file__).with_name("queries.sql"))
+
+Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+
+#: The number of a run's first pass of rules; scoring again makes further ones.
+FIRST_SCORING = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is known of a run from its signed specification."""
+
+    run_id: str
+    spec: bytes
+    scoring_digest: str
+    scoring_json: str
+
+
+async def register(connection: Connection, facts: RunFacts, *, epoch: int) -> None:
+    """Make the run known. Doing so twice is the same as once."""
+    async with connection.transaction():
+        await connection.execute(SQL["insert_run"], facts.run_id, facts.spec)
+        await connection.execute(SQL["insert_progress"], facts.run_id, epoch)
+        await connection.execute(
+            SQL["insert_scoring"], facts.run_id, facts.scoring_digest, facts.scoring_json
+        )
+
+
+async def check_open(connection: Connection, facts: RunFacts, *, epoch: int) -> None:
+    """Make sure that the run is known and that results of this epoch are wanted.
+
+    :raises LeaseLost: the run was sealed, or a later epoch began.
+    """
+    row = await connection.fetchrow(SQL["get_standing"], facts.run_id)
+    if row is None:
+        await register(connection, facts, epoch=epoch)
+    elif row["sealed"] or row["epoch"] > epoch:
+        raise LeaseLost(f"run {facts.run_id} takes no more results of epoch {epoch}")
+
+
+async def held_trials(connection: Connection, run_id: str, first: int, last: int) -> set[TrialKey]:
+    """Trials with a final result, among the positions from first to last."""
+    rows = await connection.fetch(SQL["held_trials"], run_id, first, last)
+    return {TrialKey(row["position"], row["trial"]) for row in rows}
+
+
+async def store_batch(connection: Connection, run_id: str, batch: Sequence[ScoredRecord]) -> None:
+    """Store results with their scores and add them to the run's progress, all or nothing.
+
+    :raises LeaseLost: the run was sealed meanwhile.
+    """
+    # One order in all transactions: two that meet on the same trials wait, and never for each other.
+    ordered = sorted(batch, key=lambda item: (item.record.position, item.record.trial, item.record.attempt))
+    async with connection.transaction():
+        inserted = await _insert(connection, run_id, ordered)
+        standing: list[ScoredRecord] = []
+        known: list[ScoredRecord] = []
+        for item in ordered:
+            if inserted.pop(item.record.key, None) == item.record.attempt:
+                standing.append(item)
+            else:
+                known.append(item)
+        totals = Totals()
+        for item in standing:
+            item.count_in(totals)
+            totals.add_spend(item.record)
+        if known:
+            standing += await _settle(connection, run_id, known, totals)
+        await _insert_scores(connection, run_id, standing)
+        counted = await connection.fetchval(
+            SQL["add_progress"],
+            run_id,
+            totals.recorded,
+            totals.scored,
+            totals.passed,
+            totals.faults,
+            totals.calls,
+            totals.input_tokens,
+            totals.output_tokens,
+            totals.cost_picousd,
+            totals.calls_of_unknown_cost,
+        )
+        if counted is None:
+            raise LeaseLost(f"run {run_id} is sealed: it takes no more results")
+
+
+async def _insert(connection: Connection, run_id: str, items: Sequence[ScoredRecord]) -> dict[TrialKey, int]:
+    """Insert what has no result yet; answers with the attempts that went in."""
+    records = [item.record for item in items]
+    rows = await connection.fetch(
+        SQL["insert_results"],
+        run_id,
+        [r.position for r in records],
+        [r.trial for r in records],
+        [r.attempt for r in records],
+        [r.outcome for r in records],
+        [r.case_id for r in records],
+        [r.response for r in records],
+        [r.reasoning for r in records],
+        [r.finish_reason for r in records],
+        [r.reported_model for r in records],
+        [r.error for r in records],
+        [r.input_digest for r in records],
+        [r.input_tokens for r in records],
+        [r.output_tokens for r in records],
+        [r.cached_tokens for r in records],
+        [r.reasoning_tokens for r in records],
+        [r.latency_ms for r in records],
+        [r.first_byte_ms for r in records],
+        [r.started_at for r in records],
+        [r.calls for r in records],
+        [r.cost_picousd for r in records],
+        [_json(r.failed_calls) for r in records],
+        [r.payload_digest for r in records],
+        [r.payload_bytes for r in records],
+        [r.cluster for r in records],
+        [_json(r.slices) for r in records],
+    )
+    went_in = {(row[0], row[1]) for row in rows}
+    # Of two attempts at one trial in one batch the first went in: that is the order they were given in.
+    first: dict[TrialKey, int] = {}
+    for record in records:
+        if (record.position, record.trial) in went_in:
+            first.setdefault(record.key, record.attempt)
+    return first
+
+
+async def _settle(
+    connection: Connection, run_id: str, known: Sequence[ScoredRecord], totals: Totals
+) -> list[ScoredRecord]:
+    """Decide what becomes of attempts at trials that have a result; answers with those that take its place."""
+    keys = sorted({item.record.key for item in known})
+    rows = await connection.fetch(SQL["lock_results"], run_id, *_columns(keys))
+    held = {
+        TrialKey(row["position"], row["trial"]): (Outcome(row["outcome"]), row["attempt"]) for row in rows
+    }
+    taken: dict[TrialKey, ScoredRecord] = {}
+    filed: list[ScoredRecord] = []
+    for item in known:
+        record = item.record
+        outcome, attempt = held[record.key]
+        verdict = merge(
+            held_final=outcome.final,
+            held_attempt=attempt,
+            final=record.outcome.final,
+            attempt=record.attempt,
+        )
+        if verdict is Merge.FILE:
+            filed.append(item)
+        elif verdict is Merge.REPLACE:
+            if record.key in taken:
+                filed.append(taken[record.key])
+            else:
+                totals.add_standing(outcome, None, None, sign=-1)
+            taken[record.key] = item
+            held[record.key] = (record.outcome, record.attempt)
+    if taken:
+        await connection.execute(SQL["file_standing"], run_id, *_columns(taken))
+        await _insert(connection, run_id, list(taken.values()))
+        for item in taken.values():
+            item.count_in(totals)
+            totals.add_spend(item.record)
+    if filed:
+        await _file(connection, run_id, [item.record for item in filed], totals)
+    return list(taken.values())
+
+
+async def _file(connection: Connection, run_id: str, records: Sequence[Record], totals: Totals) -> None:
+    """Keep attempts that are not the trial's result; the spend of those that are new counts."""
+    rows = await connection.fetch(
+        SQL["file_attempts"],
+        run_id,
+        [r.position for r in records],
+        [r.trial for r in records],
+        [r.attempt for r in records],
+        [r.outcome for r in records],
+        [r.response for r in records],
+        [r.error for r in records],
+        [r.input_tokens for r in records],
+        [r.output_tokens for r in records],
+        [r.latency_ms for r in records],
+        [r.calls for r in records],
+        [r.cost_picousd for r in records],
+    )
+    new = {(row["position"], row["trial"], row["attempt"]) for row in rows}
+    for record in records:
+        if (record.position, record.trial, record.attempt) in new:
+            new.discard((record.position, record.trial, record.attempt))
+            totals.add_spend(record)
+
+
+async def _insert_scores(connection: Connection, run_id: str, items: Sequence[ScoredRecord]) -> None:
+    rows = [
+        (rule, item.record.position, item.record.trial, *score)
+        for item in items
+        for rule, score in enumerate(item.scores)
+    ]
+    if not rows:
+        return
+    rule, position, trial, value, passed, answer, explanation, error = zip(*rows, strict=True)
+    await connection.execute(
+        SQL["insert_scores"], run_id, rule, position, trial, value, passed, answer, explanation, error
+    )
+
+
+def _columns(keys: Iterable[TrialKey]) -> tuple[list[int], list[int]]:
+    pairs = list(keys)
+    return [key.position for key in pairs], [key.trial for key in pairs]
+
+
+def _json(value: Any) -> str | None:
+    return orjson.dumps(value).decode() if value else None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a sealed run is."""
+
+    seal: int
+    pending_scores: int
+    final_state: str
+    seconds: float
+    totals: Totals
+
+
+async def seal(
+    connection: Connection, facts: RunFacts, *, epoch: int, final_state: str, seconds: float
+) -> Standing:
+    """Take no more results. Sealing a sealed run changes nothing."""
+    await register(connection, facts, epoch=epoch)
+    await connection.execute(SQL["seal"], facts.run_id, epoch, final_state, seconds)
+    row = await connection.fetchrow(SQL["sealed_progress"], facts.run_id)
+    assert row is not None
+    return Standing(row["seal"], row["pending_scores"], row["final_state"], row["seconds"], _totals(row))
+
+
+def _totals(row: asyncpg.Record) -> Totals:
+    return Totals(
+        recorded=row["recorded"],
+        calls=row["calls"],
+        input_tokens=row["input_tokens"],
+        output_tokens=row["output_tokens"],
+        cost_picousd=row["cost_picousd"],
+        calls_of_unknown_cost=row["calls_of_unknown_cost"],
+    )
+
+
+async def progress(connection: Connection, runs: Sequence[str]) -> dict[str, Totals]:
+    """How far runs are, by id; those without any result are left out."""
+    rows = await connection.fetch(SQL["get_progress"], list(runs))
+    return {row["run_id"]: Totals(**{key: row[key] for key in row.keys() if key != "run_id"}) for row in rows}
+
+
+async def spec_of(connection: Connection, run_id: str) -> bytes:
+    """:raises NotFound: nothing was recorded of this run."""
+    spec: bytes | None = await connection.fetchval(SQL["get_spec"], run_id)
+    if spec is None:
+        raise NotFound(f"there are no results of run {run_id}")
+    return spec
