@@ -1,0 +1,1 @@
+"""The package format: reading, checking, packing, materialising."""
