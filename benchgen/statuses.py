@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
@@ -29,7 +31,9 @@ def error_of(failure: grpc.RpcError) -> errors.BenchgenError:
     code: grpc.StatusCode = failure.code()
     kind = _BY_CODE.get(code, errors.BenchgenError)
     info = error_details_pb2.ErrorInfo()
-    status = rpc_status.from_call(failure)
+    # Blocking and asyncio failures carry the same trailing metadata, under types that know nothing of each other.
+    call: Any = failure
+    status = rpc_status.from_call(call)
     if status is not None:
         for detail in status.details:
             detail.Unpack(info)

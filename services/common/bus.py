@@ -56,6 +56,7 @@ class Bus:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._streams: JetStreamContext = client.jetstream(timeout=5)
+        self._rings: JetStreamContext.PullSubscription | None = None
 
     async def publish(self, subject: str, payload: bytes, *, message_id: str) -> None:
         """Publish to JetStream; the same message id within two minutes is dropped there.
@@ -102,19 +103,24 @@ class Bus:
         :raises Unavailable: NATS cannot be reached.
         """
         try:
-            subscription = await self._streams.pull_subscribe_bind(_CONSUMER, SHARDS_STREAM)
-            try:
-                return await subscription.fetch(count, timeout=wait)
-            except TimeoutError:
-                return []
-            finally:
-                await subscription.unsubscribe()
+            if self._rings is None:
+                self._rings = await self._streams.pull_subscribe_bind(_CONSUMER, SHARDS_STREAM)
+            return await self._rings.fetch(count, timeout=wait)
+        except TimeoutError:
+            return []
         except NotFoundError:
+            self._rings = None
             with suppress(NatsError, TimeoutError, OSError):
                 await self.ensure_streams()
             raise Unavailable("NATS had lost its streams; they were made again") from None
-        except (NatsError, TimeoutError, OSError) as error:
+        except (NatsError, OSError) as error:
+            self._rings = None
             raise Unavailable(f"NATS: {error or type(error).__name__}") from None
+
+    async def acknowledge(self, ring: Msg) -> None:
+        """Say that a ring was answered. Should that be lost, the ring comes again and finds nothing to do."""
+        with suppress(NatsError, TimeoutError, OSError):
+            await ring.ack()
 
 
 @asynccontextmanager

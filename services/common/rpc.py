@@ -74,8 +74,8 @@ def status_of(error: BaseException) -> status_pb2.Status:
 class Access:
     """Which identities may call what, and whether a principal is needed.
 
-    :param services: full service names (``pkg.Service``), or single methods of them (``/pkg.Service/Method``, which
-        win), to the identities that may call them.
+    :param services: full service names (``pkg.Service``), or single methods (``/pkg.Service/Method``, which win),
+        to the identities that may call them.
     :param public: the services among them that need a principal when the gateway calls.
     """
 

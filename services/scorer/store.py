@@ -264,7 +264,7 @@ def _totals(row: asyncpg.Record) -> Totals:
 async def progress(connection: Connection, runs: Sequence[str]) -> dict[str, Totals]:
     """How far runs are, by id; those without any result are left out."""
     rows = await connection.fetch(SQL["get_progress"], list(runs))
-    return {row["run_id"]: Totals(**{key: row[key] for key in row.keys() if key != "run_id"}) for row in rows}
+    return {row["run_id"]: Totals(**{key: row[key] for key in row if key != "run_id"}) for row in rows}
 
 
 async def spec_of(connection: Connection, run_id: str) -> bytes:

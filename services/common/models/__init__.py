@@ -1,0 +1,1 @@
+"""Talking to models: endpoints, replies, faults, retries, adaptive concurrency and the built-in subjects."""

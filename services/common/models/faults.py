@@ -1,0 +1,238 @@
+"""Which error is which: from a status, headers and a body to a typed fault.
+
+The table, by status:
+
+==============================  ================  =========  =========
+status                          kind              retryable  permanent
+==============================  ================  =========  =========
+300 to 399                      redirect          no         yes
+401, 403                        authentication    no         yes
+402, any with a quota code      quota             no         yes
+404, any with "no such model"   not_found         no         yes
+400 or 413, context length      context_length    no         no
+408, 409, 500 to 599            server_error      yes        no
+429                             rate_limited      yes        no
+503, 529                        overloaded        yes        no
+other 400 to 499                bad_request       no         no
+==============================  ================  =========  =========
+
+``x-should-retry`` of the provider overrules the column "retryable" of faults that are not permanent. A
+prompt that the provider's filter blocked is no fault but a refusal.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from services.common.models.replies import ErrorBody, Timing, read_json
+from services.common.models.types import Endpoint, Fault, FaultKind, Reply
+
+MAX_MESSAGE_CHARS = 2_000
+
+_QUOTA_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "enforced_spend_limit_reached",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+    }
+)
+_NO_MODEL_CODES = frozenset({"model_not_found", "model_not_exist", "invalid_model", "unknown_model"})
+_CONTEXT_CODES = frozenset(
+    {"context_length_exceeded", "exceed_context_size_error", "model_context_window_exceeded"}
+)
+_FILTER_CODES = frozenset({"content_filter", "content_policy_violation", "responsibleaipolicyviolation"})
+_CONTEXT_WORDS = re.compile(
+    r"maximum context length|context (?:length|window|size)|too many tokens|(?:prompt|input) is too long",
+    re.IGNORECASE,
+)
+_KEY_LIKE = re.compile(r"(?i:\bbearer\s+)[\w.~+/=-]{8,}|\b(?:sk|pk|rk|gsk|xai)-[\w-]{12,}|\bAIza[\w-]{20,}")
+_KINDS = {
+    401: FaultKind.AUTHENTICATION,
+    402: FaultKind.QUOTA,
+    403: FaultKind.AUTHENTICATION,
+    404: FaultKind.NOT_FOUND,
+    408: FaultKind.SERVER_ERROR,
+    409: FaultKind.SERVER_ERROR,
+    429: FaultKind.RATE_LIMITED,
+    503: FaultKind.OVERLOADED,
+    529: FaultKind.OVERLOADED,
+}
+_PERMANENT = frozenset({FaultKind.REDIRECT, FaultKind.AUTHENTICATION, FaultKind.QUOTA, FaultKind.NOT_FOUND})
+_TRANSIENT = frozenset({FaultKind.SERVER_ERROR, FaultKind.RATE_LIMITED, FaultKind.OVERLOADED})
+
+
+class Said(NamedTuple):
+    """What an error body says: its words, its codes in lower case, and whether moderation flagged it."""
+
+    message: str
+    codes: frozenset[str]
+    flagged: bool
+
+
+def fault_of_status(
+    endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes, timing: Timing
+) -> Fault | Reply:
+    """Name the fault of a reply whose status is not 200. A prompt that a filter blocked becomes a refusal."""
+    return _fault(endpoint, status, headers, _said(body), timing, daily_quota=b"PerDay" in body)
+
+
+def fault_of_error(
+    endpoint: Endpoint, headers: Mapping[str, str], error: ErrorBody, timing: Timing
+) -> Fault | Reply:
+    """Name the fault of an error that came with status 200. Where it names no status, 502 is assumed."""
+    return _fault(endpoint, error.status or 502, headers, _said_of(error.error), timing, daily_quota=False)
+
+
+def _fault(
+    endpoint: Endpoint,
+    status: int,
+    headers: Mapping[str, str],
+    said: Said,
+    timing: Timing,
+    *,
+    daily_quota: bool,
+) -> Fault | Reply:
+    message = scrub(endpoint, said.message) or f"status {status} without a message"
+    request_id = request_id_of(headers)
+    if said.flagged or said.codes & _FILTER_CODES:
+        return Reply(
+            text="",
+            refusal=message,
+            finish_reason="content_filter",
+            request_id=request_id,
+            latency_ms=timing.latency_ms,
+            first_byte_ms=timing.first_byte_ms,
+        )
+    kind = _kind(status, said, daily_quota)
+    if kind is FaultKind.REDIRECT:
+        message = f"status {status}: redirects are not followed; use the address that it leads to"
+    permanent = kind in _PERMANENT
+    retryable = kind in _TRANSIENT
+    should = headers.get("x-should-retry")
+    if should in ("true", "false") and not permanent:
+        retryable = should == "true"
+    return Fault(
+        kind,
+        message,
+        status=status,
+        retry_after_s=retry_after(headers, time.time()),
+        retryable=retryable,
+        permanent_for_run=permanent,
+        request_id=request_id,
+        latency_ms=timing.latency_ms,
+    )
+
+
+def _kind(status: int, said: Said, daily_quota: bool) -> FaultKind:
+    if said.codes & _QUOTA_CODES or (status == 429 and daily_quota):
+        return FaultKind.QUOTA
+    if 300 <= status < 400:
+        return FaultKind.REDIRECT
+    if 400 <= status < 500 and said.codes & _NO_MODEL_CODES:
+        return FaultKind.NOT_FOUND
+    if status in (400, 413, 422) and (said.codes & _CONTEXT_CODES or _CONTEXT_WORDS.search(said.message)):
+        return FaultKind.CONTEXT_LENGTH
+    known = _KINDS.get(status)
+    if known is not None:
+        return known
+    return FaultKind.BAD_REQUEST if 400 <= status < 500 else FaultKind.SERVER_ERROR
+
+
+def _said(body: bytes) -> Said:
+    try:
+        data = read_json(body)
+    except ValueError:
+        return Said(" ".join(body.decode("utf-8", "replace").split()), frozenset(), False)
+    return _said_of(data)
+
+
+def _said_of(data: Any) -> Said:
+    """Read the shapes in use: {error: {...}}, {error: text}, {message}, {detail}, or a list of these."""
+    if isinstance(data, list) and data:
+        data = data[0]
+    if not isinstance(data, dict):
+        return Said(str(data), frozenset(), False)
+    error = data.get("error")
+    inner = error if isinstance(error, dict) else data
+    message: Any = error if isinstance(error, str) and error != "error" else None
+    for name in ("message", "detail", "error_description"):
+        message = message or inner.get(name)
+    if message is not None and not isinstance(message, str):
+        message = str(message)
+    codes = [inner.get(name) for name in ("code", "type", "status", "error_type")]
+    inner_error = inner.get("innererror")
+    if isinstance(inner_error, dict):
+        codes.append(inner_error.get("code"))
+    metadata = inner.get("metadata")
+    flagged = isinstance(metadata, dict) and isinstance(metadata.get("reasons"), list)
+    words = message if message else str(data) if data else ""
+    return Said(words, frozenset(code.lower() for code in codes if isinstance(code, str)), flagged)
+
+
+def scrub(endpoint: Endpoint, text: str) -> str:
+    """Bound a message and take out the endpoint's secrets, and what looks like somebody's."""
+    text = text[: 4 * MAX_MESSAGE_CHARS]
+    for secret in endpoint.secrets():
+        text = text.replace(secret, "[secret]")
+    return _KEY_LIKE.sub("[secret]", text).replace("\x00", "")[:MAX_MESSAGE_CHARS]
+
+
+def request_id_of(headers: Mapping[str, str]) -> str | None:
+    """The provider's name of the call, for its support desk."""
+    found = headers.get("x-request-id") or headers.get("request-id")
+    return found[:200] if found else None
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds that the provider asks to wait, None where it does not say; ``now`` is Unix time in seconds.
+
+    Looked at in order: ``retry-after-ms``; ``retry-after`` in seconds or as an HTTP date; the reset of a rate
+    limit that is used up.
+    """
+    seconds = _number(headers.get("retry-after-ms"))
+    if seconds is not None:
+        return seconds / 1_000
+    raw = headers.get("retry-after")
+    if raw:
+        seconds = _number(raw)
+        return seconds if seconds is not None else _until(raw, now)
+    return max(_resets(headers), default=None)
+
+
+def _number(raw: str | None) -> float | None:
+    if raw is None or not re.fullmatch(r"\s*\d{1,12}(?:\.\d{1,9})?\s*", raw):
+        return None
+    return float(raw)
+
+
+def _until(raw: str, now: float) -> float | None:
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(raw).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _resets(headers: Mapping[str, str]) -> Iterable[float]:
+    for what in ("requests", "tokens"):
+        if headers.get(f"x-ratelimit-remaining-{what}") == "0":
+            seconds = duration(headers.get(f"x-ratelimit-reset-{what}", ""))
+            if seconds is not None:
+                yield seconds
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+
+
+def duration(raw: str) -> float | None:
+    """Read ``1s``, ``6m0s`` or ``12ms`` as seconds; None for anything else."""
+    if not re.fullmatch(r"(?:\d{1,9}(?:\.\d{1,9})?(?:ms|[smhd]))+", raw):
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(ms|[smhd])", raw))

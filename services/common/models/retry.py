@@ -1,0 +1,145 @@
+"""Trying again: when, how long to wait, and a record of every try, since every call may cost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from benchgen.errors import InvalidInput
+from services.common.models.client import ModelClient
+from services.common.models.limiter import AdaptiveLimit
+from services.common.models.types import UNKNOWN_USAGE, ChatRequest, Endpoint, Fault, FaultKind, Reply, Usage
+
+MAX_RETRY_AFTER_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently. Waits double from ``base_s`` up to ``cap_s``.
+
+    ``jitter`` is the share of a wait that is drawn at random, 0 to 1, so that callers who were refused
+    together do not come back together.
+    """
+
+    max_tries: int = 5
+    base_s: float = 1.0
+    cap_s: float = 30.0
+    jitter: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.max_tries < 1:
+            raise InvalidInput(f"max_tries: expected at least 1, found {self.max_tries}")
+        if not 0 <= self.base_s <= self.cap_s:
+            raise InvalidInput(f"base_s: expected 0 to cap_s ({self.cap_s:g}), found {self.base_s:g}")
+        if not 0 <= self.jitter <= 1:
+            raise InvalidInput(f"jitter: expected 0 to 1, found {self.jitter:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One HTTP try, counted from 1. ``kind`` is None where it was answered, and then ``status`` is 200.
+
+    ``status`` is None where no status line came. Usage is unknown for a fault: the provider may have charged.
+    """
+
+    number: int
+    status: int | None
+    kind: FaultKind | None
+    usage: Usage
+    latency_ms: float
+    request_id: str | None
+    message: str = ""
+    """What went wrong; empty where it was answered."""
+    waited_s: float = 0.0
+    """How long was waited after it, before the next try."""
+
+    @property
+    def congestion(self) -> bool:
+        """Whether this try asks for fewer calls at once."""
+        return self.kind is not None and self.kind.congestion
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """All tries of one request and how the last one ended."""
+
+    result: Reply | Fault
+    calls: tuple[CallRecord, ...]
+
+
+def wait_s(policy: RetryPolicy, tries: int, fault: Fault, draw: float) -> float | None:
+    """Seconds to wait after the ``tries``-th try failed, or None to give up. ``draw`` is uniform in [0, 1).
+
+    What the provider asks for is a lower bound, up to 120 s; the jitter comes on top of it.
+    """
+    if not fault.retryable or fault.permanent_for_run or tries >= policy.max_tries:
+        return None
+    backoff = min(policy.cap_s, policy.base_s * 2.0 ** min(tries - 1, 60))
+    if fault.retry_after_s is None:
+        return backoff * (1.0 - policy.jitter * draw)
+    return min(fault.retry_after_s, MAX_RETRY_AFTER_S) + policy.base_s * policy.jitter * draw
+
+
+async def chat_with_retries(
+    client: ModelClient,
+    endpoint: Endpoint,
+    request: ChatRequest,
+    policy: RetryPolicy,
+    *,
+    limit: AdaptiveLimit | None = None,
+    on_try: Callable[[CallRecord], None] | None = None,
+) -> Conversation:
+    """Call until there is a reply, a fault that does not pass, or no try left.
+
+    With ``limit``, each try holds a slot of it and tells it how the endpoint took the call; no slot is held
+    while waiting. ``on_try`` learns of every try as soon as it ended, also when a later one is cancelled.
+    """
+    calls: list[CallRecord] = []
+    while True:
+        if limit is None:
+            result = await client.chat(endpoint, request)
+        else:
+            result = await _limited(client, endpoint, request, limit)
+        call = _record(len(calls) + 1, result)
+        calls.append(call)
+        if on_try is not None:
+            on_try(call)
+        if isinstance(result, Reply):
+            return Conversation(result, tuple(calls))
+        wait = wait_s(policy, len(calls), result, random.random())  # noqa: S311  # jitter is no secret
+        if wait is None:
+            return Conversation(result, tuple(calls))
+        calls[-1] = replace(call, waited_s=wait)
+        await asyncio.sleep(wait)
+
+
+async def _limited(
+    client: ModelClient, endpoint: Endpoint, request: ChatRequest, limit: AdaptiveLimit
+) -> Reply | Fault:
+    """Make one try within a slot, and let the limit learn from it. Faults of other kinds teach nothing."""
+    ticket = await limit.acquire()
+    try:
+        result = await client.chat(endpoint, request)
+        if isinstance(result, Reply):
+            limit.succeeded(ticket)
+        elif result.congestion:
+            limit.congested(ticket)
+        return result
+    finally:
+        limit.release()
+
+
+def _record(number: int, result: Reply | Fault) -> CallRecord:
+    if isinstance(result, Reply):
+        return CallRecord(number, 200, None, result.usage, result.latency_ms, result.request_id)
+    return CallRecord(
+        number,
+        result.status,
+        result.kind,
+        UNKNOWN_USAGE,
+        result.latency_ms,
+        result.request_id,
+        message=f"{result.kind}: {result.message}",
+    )

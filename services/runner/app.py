@@ -1,0 +1,54 @@
+"""Builds a runner and runs it."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+import structlog
+
+from benchgen.eval.v1 import lease_pb2_grpc, result_pb2_grpc
+from services.common import bus, rpc
+from services.common.models.client import ModelClient
+from services.common.objects import Bucket, ObjectStore
+from services.common.parts import CaseReader
+from services.common.process import Process
+from services.runner.config import RunnerSettings
+from services.runner.worker import Worker
+
+log = structlog.get_logger()
+
+_KEEP_SECONDS = 3.0
+
+
+async def serve(settings: RunnerSettings, process: Process) -> None:
+    """Open everything, work until told to stop, hand back what is held, close everything."""
+    name = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+    async with (
+        bus.connect(settings.nats_url.get_secret_value(), name) as rings,
+        rpc.channel(settings.hub_address, settings) as hub,
+        rpc.channel(settings.scorer_address, settings) as scorer,
+        ObjectStore(settings) as objects,
+        ModelClient() as client,
+    ):
+        worker = Worker(
+            process,
+            name,
+            rings,
+            lease_pb2_grpc.LeaseServiceStub(hub),
+            result_pb2_grpc.RecordServiceStub(scorer),
+            client,
+            CaseReader(Bucket.INPUTS, objects, settings.cache_dir),
+            objects,
+            shards=settings.runner_shards,
+            calls=settings.runner_calls,
+            stop_seconds=settings.stop_seconds,
+        )
+        await rings.listen(f"{bus.RENEW}.{name}", worker.hear_renew)
+        process.loop("keep", worker.keep_known, every=_KEEP_SECONDS)
+        pulling = process.loop("pull", worker.pull, every=0.0)
+        process.ready = True
+        log.info("runner.ready", runner=name)
+        await process.stopping.wait()
+        pulling.cancel()
+        await worker.stop()

@@ -1,0 +1,25 @@
+"""What a runner can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from services.common.config import Address, ObjectSettings, ProcessSettings, RpcSettings
+
+
+class RunnerSettings(ProcessSettings, RpcSettings, ObjectSettings):
+    """Settings of one runner."""
+
+    hub_address: Address
+    scorer_address: Address
+    nats_url: SecretStr
+    cache_dir: Path | None = None
+    """Where parts of environments are kept on disk; in memory only when not set."""
+    runner_shards: int = Field(default=32, ge=1, le=1024)
+    """How many shards it holds at once."""
+    runner_calls: int = Field(default=512, ge=1, le=100_000)
+    """How many calls it has in flight at once, over all models."""
+    stop_seconds: float = Field(default=10.0, ge=0)
+    """How long calls in flight may take to end when the runner is told to stop."""

@@ -1,0 +1,154 @@
+"""The chat harness: rendered messages in, one reply out."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from benchgen.eval.v1 import environment_pb2, result_pb2
+from services.common.models.retry import CallRecord, Conversation
+from services.common.models.seeds import derive_seed
+from services.common.models.types import ChatRequest, Fault, Outcome, Reply, Usage, classify
+
+#: A longer answer is cut in the result and kept whole as a payload.
+MAX_INLINE = 64 * 1024
+
+_OUTCOMES: Mapping[Outcome, result_pb2.Outcome.ValueType] = {
+    outcome: result_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One repeat of one case, ready to be asked."""
+
+    position: int
+    trial: int
+    case_id: str
+    messages: Sequence[Mapping[str, Any]]
+    input_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Bytes that are stored before the result that names them."""
+
+    digest: str
+    data: bytes
+
+
+class Subject(Protocol):
+    """Whoever answers: an endpoint over HTTP, or a built-in one in this process."""
+
+    async def ask(self, trial: Trial, request: ChatRequest) -> Conversation:
+        """Make the calls that one answer takes."""
+        ...
+
+
+class ChatHarness:
+    """Asks one subject in the way that a run's specification says."""
+
+    def __init__(self, subject: Subject, generation: environment_pb2.Generation, seed: int) -> None:
+        self._subject = subject
+        self._seed = seed
+        self._stop = tuple(generation.stop)
+        self._params = _params(generation)
+
+    async def run(self, trial: Trial) -> tuple[result_pb2.TrialResult, Payload | None] | Fault:
+        """Ask once; a fault that is permanent for the whole run comes back as it is."""
+        now = time.time_ns()
+        params = self._params | {"seed": derive_seed(self._seed, trial.case_id, trial.trial)}
+        conversation = await self._subject.ask(trial, ChatRequest(trial.messages, params))
+        answer = conversation.result
+        if isinstance(answer, Fault) and answer.permanent_for_run:
+            return answer
+        result = result_pb2.TrialResult(
+            position=trial.position,
+            trial=trial.trial,
+            case_id=trial.case_id,
+            input_digest=trial.input_digest,
+            calls=len(conversation.calls),
+            start_time=Timestamp(seconds=now // 10**9, nanos=now % 10**9),
+            failed_calls=[_failed(call) for call in conversation.calls[:-1]],
+        )
+        if isinstance(answer, Fault):
+            result.outcome = result_pb2.OUTCOME_PROVIDER_ERROR
+            result.error = f"{answer.kind}: {answer.message}"
+            result.latency_ms = answer.latency_ms
+            return result, None
+        return result, self._fill(result, answer)
+
+    def _fill(self, result: result_pb2.TrialResult, reply: Reply) -> Payload | None:
+        """Write a reply into its result; answers with what does not fit."""
+        text = _cut_at_stop(reply.text, self._stop)
+        result.outcome = _OUTCOMES[classify(reply)]
+        result.finish_reason = reply.finish_reason or ""
+        result.latency_ms = reply.latency_ms
+        result.first_byte_ms = reply.first_byte_ms
+        result.reported_model = reply.model or ""
+        _write_usage(result.usage, reply.usage)
+        # What a model says instead of an answer is its answer to read, and scores as such.
+        text = text or reply.refusal or ""
+        reasoning = reply.reasoning or ""
+        result.response, result.reasoning = text, reasoning
+        if (len(text) + len(reasoning)) * 4 <= MAX_INLINE:
+            return None
+        return _shorten(result, text, reasoning)
+
+
+def _shorten(result: result_pb2.TrialResult, text: str, reasoning: str) -> Payload | None:
+    encoded, thought = text.encode(), reasoning.encode()
+    if len(encoded) <= MAX_INLINE and len(thought) <= MAX_INLINE:
+        return None
+    data = orjson.dumps({"response": text, "reasoning": reasoning})
+    payload = Payload(hashlib.sha256(data).hexdigest(), data)
+    result.response = encoded[:MAX_INLINE].decode(errors="ignore")
+    result.reasoning = thought[:MAX_INLINE].decode(errors="ignore")
+    result.payload.digest = payload.digest
+    result.payload.size_bytes = len(data)
+    return payload
+
+
+def _params(generation: environment_pb2.Generation) -> dict[str, Any]:
+    params: dict[str, Any] = orjson.loads(generation.extra_json) if generation.extra_json else {}
+    for name in ("temperature", "top_p", "max_tokens"):
+        if generation.HasField(name):
+            params[name] = getattr(generation, name)
+    if generation.stop:
+        # OpenAI takes at most four; the others are applied to the reply.
+        params["stop"] = list(generation.stop)[:4]
+    return params
+
+
+def _cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    """What comes before the first stop sequence: not every endpoint obeys all of them."""
+    ends = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _write_usage(target: result_pb2.Usage, usage: Usage) -> None:
+    if usage.input is not None:
+        target.input_tokens = usage.input
+    if usage.output is not None:
+        target.output_tokens = usage.output
+    if usage.cached is not None:
+        target.cached_tokens = usage.cached
+    if usage.reasoning is not None:
+        target.reasoning_tokens = usage.reasoning
+
+
+def _failed(call: CallRecord) -> result_pb2.FailedCall:
+    failed = result_pb2.FailedCall(
+        http_status=call.status or 0,
+        error=call.message,
+        latency_ms=call.latency_ms,
+        wait_ms=call.waited_s * 1000,
+    )
+    _write_usage(failed.usage, call.usage)
+    return failed

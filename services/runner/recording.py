@@ -1,0 +1,239 @@
+"""Streams results to the scorer: in batches, resent after a cut until they are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+
+from benchgen.errors import BenchgenError, Unavailable
+from benchgen.eval.v1 import lease_pb2, result_pb2, result_pb2_grpc
+from benchgen.statuses import error_of
+
+log = structlog.get_logger()
+
+MAX_RESULTS = 256
+MAX_BYTES = 1024 * 1024
+MAX_UNACKNOWLEDGED = 4
+
+#: How long the first result of a batch waits for company. A call takes longer than that, almost always.
+_LINGER_S = 0.004
+#: A batch of this size goes at once.
+_FULL_ENOUGH = 32
+
+_Call = grpc.aio.StreamStreamCall[result_pb2.RecordResultsRequest, result_pb2.RecordResultsResponse]
+
+
+class RecordStream:
+    """The results of one lease on their way.
+
+    :param on_stored: called with how many results were acknowledged.
+    """
+
+    def __init__(
+        self,
+        stub: result_pb2_grpc.RecordServiceAsyncStub,
+        lease: lease_pb2.SignedLease,
+        on_stored: Callable[[int], None],
+    ) -> None:
+        self._stub = stub
+        self._lease = lease
+        self._on_stored = on_stored
+        self._pending: list[result_pb2.TrialResult] = []
+        self._unacknowledged: OrderedDict[int, list[result_pb2.TrialResult]] = OrderedDict()
+        self._sequence = 0
+        self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = False
+        self.held: frozenset[int] = frozenset()
+        """Offsets of the shard's trials that were stored before this lease."""
+        self.rejected = 0
+        """How many results the scorer refused."""
+
+    @property
+    def outstanding(self) -> int:
+        """How many results are not acknowledged."""
+        return len(self._pending) + sum(len(batch) for batch in self._unacknowledged.values())
+
+    def add(self, result: result_pb2.TrialResult) -> None:
+        """Send a result with the next batch."""
+        self._idle.clear()
+        self._pending.append(result)
+        if len(self._pending) >= _FULL_ENOUGH:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._flush)
+
+    async def drained(self) -> None:
+        """Wait until everything is acknowledged."""
+        self._flush()
+        await self._idle.wait()
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._due = True
+        self._changed.set()
+
+    async def connect(self) -> _Call:
+        """Open the stream and learn what is held.
+
+        :raises BenchgenError: the scorer refuses, or cannot be reached.
+        """
+        call = self._stub.RecordResults()
+        try:
+            await call.write(result_pb2.RecordResultsRequest(lease=self._lease))
+            answer: Any = await call.read()
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
+        except asyncio.InvalidStateError:
+            raise Unavailable("the scorer closed the stream") from None
+        if answer is grpc.aio.EOF:
+            raise await _end_of(call)
+        self.held = frozenset(answer.held.offsets)
+        return call
+
+    async def carry(self, call: _Call) -> None:
+        """Carry batches up and acknowledgements down, over as many connections as it takes.
+
+        :raises BenchgenError: the scorer refuses for good: the lease is not good any more.
+        """
+        delay = 0.05
+        while True:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._write(call))
+                    group.create_task(self._read(call))
+            except* Unavailable as cut:
+                log.info("record.cut", error=str(cut.exceptions[0]))
+            finally:
+                call.cancel()
+            # What was not acknowledged goes again; the scorer knows what it has.
+            self._requeue()
+            while True:
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 2.0)
+                try:
+                    call = await self.connect()
+                except Unavailable:
+                    continue
+                delay = 0.05
+                break
+
+    def _requeue(self) -> None:
+        again = [result for batch in self._unacknowledged.values() for result in batch]
+        self._unacknowledged.clear()
+        self._sequence = 0
+        self._pending[:0] = again
+        if self._pending:
+            self._flush()
+
+    async def _write(self, call: _Call) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._pending and self._due and len(self._unacknowledged) < MAX_UNACKNOWLEDGED:
+                batch = self._take()
+                self._sequence += 1
+                self._unacknowledged[self._sequence] = batch
+                message = result_pb2.RecordResultsRequest(
+                    batch=result_pb2.ResultBatch(sequence=self._sequence, results=batch)
+                )
+                try:
+                    await call.write(message)
+                except grpc.RpcError as failure:
+                    raise _passing(error_of(failure)) from None
+                except asyncio.InvalidStateError:
+                    raise _passing(await _end_of(call)) from None
+            if not self._pending:
+                self._due = False
+
+    def _take(self) -> list[result_pb2.TrialResult]:
+        """The next batch, bounded by count and by bytes."""
+        size = 0
+        for place, result in enumerate(self._pending[:MAX_RESULTS]):
+            size += result.ByteSize() + 8
+            if size > MAX_BYTES and place:
+                batch, self._pending = self._pending[:place], self._pending[place:]
+                return batch
+        batch, self._pending = self._pending[:MAX_RESULTS], self._pending[MAX_RESULTS:]
+        return batch
+
+    async def _read(self, call: _Call) -> None:
+        while True:
+            try:
+                answer: Any = await call.read()
+            except grpc.RpcError as failure:
+                raise _passing(error_of(failure)) from None
+            if answer is grpc.aio.EOF:
+                raise _passing(await _end_of(call))
+            self.rejected += len(answer.ack.rejections)
+            for rejection in answer.ack.rejections:
+                log.error(
+                    "record.rejected",
+                    position=rejection.position,
+                    trial=rejection.trial,
+                    reason=rejection.reason,
+                )
+            batch = self._unacknowledged.pop(answer.ack.sequence)
+            self._changed.set()
+            self._on_stored(len(batch))
+            if not self._pending and not self._unacknowledged:
+                self._idle.set()
+
+
+def _passing(error: BenchgenError) -> BenchgenError:
+    """A server that dies in mid-stream may say anything; only a clear refusal is final."""
+    return error if error.reason not in {"INTERNAL", "UNAVAILABLE"} else Unavailable(error.message)
+
+
+async def _end_of(call: _Call) -> BenchgenError:
+    """Why the scorer ended a stream."""
+    if await call.code() is grpc.StatusCode.OK:
+        return Unavailable("the scorer closed the stream")
+    try:
+        await call.wait_for_connection()
+        # Raises what the call ended with.
+        await call.read()
+    except grpc.RpcError as failure:
+        return error_of(failure)
+    return Unavailable("the scorer closed the stream")
+
+
+@asynccontextmanager
+async def recording(
+    stub: result_pb2_grpc.RecordServiceAsyncStub,
+    lease: lease_pb2.SignedLease,
+    on_stored: Callable[[int], None],
+) -> AsyncIterator[tuple[RecordStream, asyncio.Task[None]]]:
+    """An open stream and the task that carries it, which ends only by failing.
+
+    Waits for the scorer as long as it takes.
+    """
+    stream = RecordStream(stub, lease, on_stored)
+    call = await _first_connection(stream)
+    carrier = asyncio.create_task(stream.carry(call), name="record")
+    try:
+        yield stream, carrier
+    finally:
+        carrier.cancel()
+        await asyncio.gather(carrier, return_exceptions=True)
+
+
+async def _first_connection(stream: RecordStream) -> Any:
+    delay = 0.05
+    while True:
+        try:
+            return await stream.connect()
+        except Unavailable as error:
+            log.info("record.waiting", error=error.message)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)

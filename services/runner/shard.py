@@ -1,0 +1,114 @@
+"""Works off one leased shard."""
+
+from __future__ import annotations
+
+import asyncio
+
+from benchgen.eval.v1 import result_pb2_grpc
+from services.common.models.client import ModelClient
+from services.common.models.types import Fault
+from services.common.objects import Bucket, ObjectStore
+from services.common.parts import CaseReader
+from services.runner.harness.chat import ChatHarness, Payload, Trial
+from services.runner.keeper import HeldLease
+from services.runner.lanes import ShardTrials
+from services.runner.recording import RecordStream, recording
+from services.runner.subjects import subject_of
+
+
+class PermanentFault(Exception):  # noqa: N818 - it is named by what it is
+    """The provider refuses for good; the message has its own words."""
+
+
+class ShardWork:
+    """One shard from its lease to the acknowledgement of its last result."""
+
+    def __init__(
+        self,
+        lease: HeldLease,
+        secret: str,
+        client: ModelClient,
+        inputs: CaseReader,
+        objects: ObjectStore,
+        records: result_pb2_grpc.RecordServiceAsyncStub,
+    ) -> None:
+        self._lease = lease
+        self._claims = lease.claims
+        self._lane = lease.lane
+        self._inputs = inputs
+        self._objects = objects
+        self._records = records
+        spec = self._claims.spec
+        subject = subject_of(spec, secret, client, self._lane.limit)
+        self._harness = ChatHarness(subject, spec.generation, spec.seed)
+
+    async def run(self, stopping: asyncio.Event, grace: float) -> bool:
+        """Work until every trial is stored, or the lease or the runner ends.
+
+        :param stopping: set when the runner stops: no new calls, and those in flight have ``grace`` seconds.
+        :returns: whether every trial of the shard is stored.
+        :raises PermanentFault: the provider refuses for good.
+        :raises BenchgenError: the scorer refuses the results, or the inputs cannot be read.
+        """
+        async with recording(self._records, self._lease.signed, self._lane.stored) as (stream, carrier):
+            trials = await self._trials(stream.held)
+            shard = ShardTrials(
+                self._claims.shard, self._claims.run, trials, lambda trial: self._execute(trial, stream)
+            )
+            self._lane.add(shard)
+            try:
+                await self._watch(shard, carrier, stopping, grace)
+            finally:
+                await shard.abort()
+                # What came back was paid for: it is stored whatever ended the work.
+                drained = asyncio.ensure_future(stream.drained())
+                await asyncio.wait({drained, carrier}, return_when=asyncio.FIRST_COMPLETED)
+                drained.cancel()
+                self._lane.stored(stream.outstanding)
+            if carrier.done():
+                await carrier
+            if shard.failure is not None:
+                raise shard.failure
+            return shard.finished == len(trials) and not stream.rejected
+
+    async def _watch(
+        self, shard: ShardTrials, carrier: asyncio.Task[None], stopping: asyncio.Event, grace: float
+    ) -> None:
+        """Wait for the end of the work, and stop it when the lease, the runner or the stream ends first."""
+        done = asyncio.ensure_future(shard.done.wait())
+        ended = asyncio.ensure_future(self._lease.ended.wait())
+        stopped = asyncio.ensure_future(stopping.wait())
+        waits = {done, ended, stopped, carrier}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done() and not done.done():
+                shard.drop_waiting()
+                await asyncio.wait({done, ended, carrier}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in (done, ended, stopped):
+                wait.cancel()
+
+    async def _trials(self, held: frozenset[int]) -> list[Trial]:
+        claims = self._claims
+        rows = await self._inputs.rows(claims.spec.inputs_digest, claims.positions)
+        first_slot = claims.first // claims.spec.trials
+        trials = []
+        for offset in range(claims.count):
+            if offset not in held:
+                slot, number = divmod(claims.first + offset, claims.spec.trials)
+                row = rows[slot - first_slot]
+                trials.append(Trial(row["position"], number, row["id"], row["messages"], row["digest"]))
+        return trials
+
+    async def _execute(self, trial: Trial, stream: RecordStream) -> None:
+        answer = await self._harness.run(trial)
+        if isinstance(answer, Fault):
+            raise PermanentFault(answer.message)
+        result, payload = answer
+        if payload is not None:
+            await self._keep(payload)
+        self._lane.unstored += 1
+        stream.add(result)
+
+    async def _keep(self, payload: Payload) -> None:
+        await self._objects.put(Bucket.PAYLOADS, f"responses/{payload.digest}.json", payload.data)

@@ -1,0 +1,245 @@
+"""The runner's main loop: hear a ring, take the lease, work it off, say so."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from time import monotonic
+
+import grpc
+import structlog
+from nats.aio.msg import Msg
+
+from benchgen.errors import BenchgenError, FailedPrecondition, NotFound, Unavailable
+from benchgen.eval.v1 import event_pb2, lease_pb2, lease_pb2_grpc, result_pb2_grpc
+from benchgen.statuses import error_of
+from services.common.bus import Bus
+from services.common.models.client import ModelClient
+from services.common.objects import ObjectStore
+from services.common.parts import CaseReader
+from services.common.process import Process
+from services.runner.keeper import RPC_SECONDS, HeldLease, Keeper
+from services.runner.lanes import Lane
+from services.runner.shard import PermanentFault, ShardWork
+
+log = structlog.get_logger()
+
+_Reason = lease_pb2.ReleaseShardRequest
+
+#: A runner with work lets others hear the next ring first.
+_COURTESY_S = 0.02
+_RING_WAIT_S = 5.0
+
+
+class Worker:
+    """Holds shards of any number of runs and models at once."""
+
+    def __init__(
+        self,
+        process: Process,
+        name: str,
+        bus: Bus,
+        leases: lease_pb2_grpc.LeaseServiceAsyncStub,
+        records: result_pb2_grpc.RecordServiceAsyncStub,
+        client: ModelClient,
+        inputs: CaseReader,
+        objects: ObjectStore,
+        *,
+        shards: int,
+        calls: int,
+        stop_seconds: float,
+    ) -> None:
+        self.name = name
+        self._process = process
+        self._bus = bus
+        self._leases = leases
+        self._records = records
+        self._client = client
+        self._inputs = inputs
+        self._objects = objects
+        self._shards = shards
+        self._calls = calls
+        self._stop_seconds = stop_seconds
+        self._keeper = Keeper(leases, name)
+        self._lanes: dict[str, Lane] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+
+    async def hear_renew(self, _: Msg) -> None:
+        """The hub asks to renew now."""
+        self._keeper.renew_all()
+
+    async def keep_known(self) -> None:
+        """Tell the hub that this runner is there."""
+        try:
+            await self._leases.KeepRunner(
+                lease_pb2.KeepRunnerRequest(runner=self.name, shards=self._shards, calls=self._calls),
+                timeout=RPC_SECONDS,
+            )
+        except grpc.RpcError as failure:
+            raise Unavailable(error_of(failure).message) from None
+
+    async def pull(self) -> None:
+        """Hear one ring and start on its shard."""
+        if len(self._tasks) >= self._shards:
+            self._ended.clear()
+            await self._ended.wait()
+            return
+        if self._tasks:
+            await self._process.sleep(_COURTESY_S)
+        for ring in await self._bus.pull_rings(1, wait=_RING_WAIT_S):
+            shard = event_pb2.ShardQueued.FromString(ring.data).shard
+            task = asyncio.create_task(self._answer(ring, shard), name=f"shard {shard}")
+            self._tasks.add(task)
+            task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._ended.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("shard.failed", exc_info=error)
+
+    async def stop(self) -> None:
+        """Wait until what is held is done or handed back, then say goodbye."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._stop_seconds + RPC_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._leases.RemoveRunner(
+                lease_pb2.RemoveRunnerRequest(runner=self.name), timeout=RPC_SECONDS
+            )
+        except grpc.RpcError as failure:
+            log.info("runner.goodbye_lost", error=error_of(failure).message)
+
+    async def _answer(self, ring: Msg, shard: str) -> None:
+        """Lease a shard, acknowledge the ring, work."""
+        try:
+            lease = await self._lease(shard)
+        except (NotFound, FailedPrecondition):
+            await self._bus.acknowledge(ring)
+            return
+        except BenchgenError as error:
+            # Not acknowledged: the ring comes again, and the hub rings again as well.
+            log.warning("lease.failed", shard=shard, error=error.message)
+            return
+        await self._bus.acknowledge(ring)
+        try:
+            await self._work(lease)
+        finally:
+            lease.lane.shards -= 1
+            if not lease.lane.shards:
+                self._lanes.pop(lease.lane.name, None)
+
+    async def _lease(self, shard: str) -> HeldLease:
+        request = lease_pb2.LeaseShardRequest(request_id=str(uuid.uuid4()), shard=shard, runner=self.name)
+        sent = monotonic()
+        try:
+            answer = await self._leases.LeaseShard(request, timeout=RPC_SECONDS)
+        except grpc.RpcError as failure:
+            error = error_of(failure)
+            if not isinstance(error, Unavailable):
+                raise error from None
+            # The lease may have been given and the answer lost: the same request has the same answer.
+            await asyncio.sleep(0.2)
+            sent = monotonic()
+            try:
+                answer = await self._leases.LeaseShard(request, timeout=RPC_SECONDS)
+            except grpc.RpcError as again:
+                raise error_of(again) from None
+        claims = lease_pb2.LeaseClaims.FromString(answer.lease.claims)
+        # Permits belong to the model, whatever parameters a built-in one is given.
+        name = claims.spec.subject.model.name.partition("?")[0]
+        lane = self._lanes.setdefault(name, Lane(name))
+        lane.shards += 1
+        lane.set_permits(answer.permits)
+        duration = answer.duration.ToTimedelta().total_seconds()
+        return HeldLease(claims, answer.lease, lane, duration, sent + duration)
+
+    async def _work(self, lease: HeldLease) -> None:
+        claims = lease.claims
+        started = monotonic()
+        reason, message = _Reason.REASON_FAULT, ""
+        complete = False
+        async with self._keeper.kept(lease):
+            try:
+                secret = await self._secret(lease)
+                work = ShardWork(lease, secret, self._client, self._inputs, self._objects, self._records)
+                complete = await work.run(self._process.stopping, self._stop_seconds)
+                reason = _Reason.REASON_STOPPING
+            except PermanentFault as fault:
+                reason, message = _Reason.REASON_PERMANENT, str(fault)
+            except BenchgenError as error:
+                message = error.message
+            except Exception as error:
+                log.exception("shard.broke", shard=claims.shard)
+                message = f"{type(error).__name__}: {error}"
+            if complete:
+                await self._complete(lease)
+            else:
+                await self._release(lease, reason, message)
+        log.info(
+            "shard",
+            shard=claims.shard,
+            attempt=claims.attempt,
+            complete=complete,
+            trials=claims.count,
+            message=message,
+            seconds=round(monotonic() - started, 3),
+        )
+
+    async def _secret(self, lease: HeldLease) -> str:
+        if not lease.claims.spec.subject.model.has_secret:
+            return ""
+        try:
+            answer = await self._leases.GetModelSecret(
+                lease_pb2.GetModelSecretRequest(lease=lease.signed), timeout=RPC_SECONDS
+            )
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
+        return answer.secret
+
+    async def _complete(self, lease: HeldLease) -> None:
+        """Say that the shard is done, for as long as the lease may be worth it."""
+        request = lease_pb2.CompleteShardRequest(
+            shard=lease.claims.shard,
+            attempt=lease.claims.attempt,
+            runner=self.name,
+            permits_in_use=lease.lane.permits_in_use,
+        )
+        while not lease.ended.is_set():
+            async with lease.lane.hub_turn:
+                try:
+                    answer = await self._leases.CompleteShard(request, timeout=RPC_SECONDS)
+                except grpc.RpcError as failure:
+                    error = error_of(failure)
+                    log.warning("complete.failed", shard=lease.claims.shard, error=error.message)
+                    if not isinstance(error, Unavailable):
+                        return
+                else:
+                    lease.lane.set_permits(answer.permits)
+                    return
+            await self._process.sleep(0.3)
+            if self._process.stopping.is_set():
+                return
+
+    async def _release(
+        self, lease: HeldLease, reason: lease_pb2.ReleaseShardRequest.Reason.ValueType, message: str
+    ) -> None:
+        """Hand the shard back; should that fail, the lease runs out by itself."""
+        if lease.verdict == lease_pb2.RenewLeaseResponse.VERDICT_LOST:
+            return
+        try:
+            await self._leases.ReleaseShard(
+                lease_pb2.ReleaseShardRequest(
+                    shard=lease.claims.shard,
+                    attempt=lease.claims.attempt,
+                    runner=self.name,
+                    reason=reason,
+                    message=message[:2000],
+                ),
+                timeout=RPC_SECONDS,
+            )
+        except grpc.RpcError as failure:
+            log.warning("release.failed", shard=lease.claims.shard, error=error_of(failure).message)
