@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchgen.errors import InvalidInput
 from services.common.models.client import ModelClient
@@ -53,7 +53,7 @@ class CallRecord:
     message: str = ""
     """What went wrong; empty where it was answered."""
     waited_s: float = 0.0
-    """How long was waited after it, before the next try."""
+    """How long the caller waits after it, in seconds, before the next try."""
 
     @property
     def congestion(self) -> bool:
@@ -102,16 +102,15 @@ async def chat_with_retries(
             result = await client.chat(endpoint, request)
         else:
             result = await _limited(client, endpoint, request, limit)
-        call = _record(len(calls) + 1, result)
+        wait = None
+        if isinstance(result, Fault):
+            wait = wait_s(policy, len(calls) + 1, result, random.random())  # noqa: S311  # jitter is no secret
+        call = _record(len(calls) + 1, result, wait or 0.0)
         calls.append(call)
         if on_try is not None:
             on_try(call)
-        if isinstance(result, Reply):
-            return Conversation(result, tuple(calls))
-        wait = wait_s(policy, len(calls), result, random.random())  # noqa: S311  # jitter is no secret
         if wait is None:
             return Conversation(result, tuple(calls))
-        calls[-1] = replace(call, waited_s=wait)
         await asyncio.sleep(wait)
 
 
@@ -131,7 +130,7 @@ async def _limited(
         limit.release()
 
 
-def _record(number: int, result: Reply | Fault) -> CallRecord:
+def _record(number: int, result: Reply | Fault, waited_s: float) -> CallRecord:
     if isinstance(result, Reply):
         return CallRecord(number, 200, None, result.usage, result.latency_ms, result.request_id)
     return CallRecord(
@@ -142,4 +141,5 @@ def _record(number: int, result: Reply | Fault) -> CallRecord:
         result.latency_ms,
         result.request_id,
         message=f"{result.kind}: {result.message}",
+        waited_s=waited_s,
     )

@@ -1,0 +1,1 @@
+"""A simulated model: an OpenAI-compatible server with programmable accuracy, latency and faults."""
