@@ -173,7 +173,7 @@ class _Rule(_Strict):
         description="Name of the metric: letters, digits, underscores; unique in the environment."
     )
     primary: bool = Field(
-        default=False, description="The figure that counts. If no rule says so, it is the first rule."
+        default=False, description="The figure that counts. A sole rule is primary without saying so."
     )
     think: Literal["strip", "keep"] = Field(
         default="strip",

@@ -16,6 +16,7 @@ from services.local.servers.seaweed import PORT_NAMES, SeaweedServer, access_key
 BUCKET_PREFIX = "benchgen-"
 # Gateway and runners call hub and scorer, and those two each other.
 _CALLERS = {"hub": ("runner", "scorer", "gateway"), "scorer": ("hub", "runner", "gateway")}
+_SEE_SOLUTIONS = ("runner",)
 _PASSED_ON = ("PATH", "HOME", "LANG", "BENCHGEN_LOG_LEVEL")
 
 
@@ -96,14 +97,17 @@ class StackSettings:
             settings["BENCHGEN_SERVICE_TOKEN"] = tokens[service]
         if service in _CALLERS:
             settings["BENCHGEN_GRPC_LISTEN"] = self.address(f"{service}.grpc")
-            settings["BENCHGEN_PEER_TOKENS"] = ",".join(
-                f"{caller}={hashlib.sha256(tokens[caller].encode()).hexdigest()}"
-                for caller in _CALLERS[service]
-            )
+            settings["BENCHGEN_PEER_TOKENS"] = self._peers(_CALLERS[service])
         for other in _CALLERS:
             if other != service and service in _CALLERS[other]:
                 settings[f"BENCHGEN_{other.upper()}_ADDRESS"] = self.address(f"{other}.grpc")
         return settings
+
+    def _peers(self, callers: tuple[str, ...]) -> str:
+        """Whom a service accepts: identities with the hashes of their tokens."""
+        tokens = self.credentials.service_tokens
+        hashes = {caller: hashlib.sha256(tokens[caller].encode()).hexdigest() for caller in callers}
+        return ",".join(f"{caller}={digest}" for caller, digest in hashes.items())
 
     def _servers(self, service: str) -> dict[str, str]:
         settings = {}
@@ -151,5 +155,5 @@ class StackSettings:
             case "runner":
                 return {"BENCHGEN_CACHE_DIR": str(self.data_dir / "cache" / name)}
             case "simulator":
-                return {}
+                return {"BENCHGEN_PEER_TOKENS": self._peers(_SEE_SOLUTIONS)}
         raise ValueError(f"expected a service, found {service!r}")

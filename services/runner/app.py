@@ -40,6 +40,7 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
             client,
             CaseReader(Bucket.INPUTS, objects, settings.cache_dir),
             objects,
+            service_token=settings.service_token.get_secret_value(),
             shards=settings.runner_shards,
             calls=settings.runner_calls,
             stop_seconds=settings.stop_seconds,

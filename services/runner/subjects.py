@@ -64,7 +64,7 @@ class BuiltinSubject:
 def subject_of(spec: run_pb2.RunSpec, secret: str, client: ModelClient, limit: AdaptiveLimit) -> Subject:
     """Whoever answers for this specification.
 
-    :param secret: the key of the endpoint; empty when it needs none.
+    :param secret: the key of the endpoint; empty when it needs none. For the simulator: this runner's credential.
     :raises InvalidInput: nobody here can.
     """
     if spec.subject.WhichOneof("kind") != "model":

@@ -14,6 +14,7 @@ from benchgen.errors import BenchgenError, FailedPrecondition, NotFound, Unavail
 from benchgen.eval.v1 import event_pb2, lease_pb2, lease_pb2_grpc, result_pb2_grpc
 from benchgen.statuses import error_of
 from services.common.bus import Bus
+from services.common.models.builtin import is_builtin
 from services.common.models.client import ModelClient
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
@@ -45,6 +46,7 @@ class Worker:
         inputs: CaseReader,
         objects: ObjectStore,
         *,
+        service_token: str,
         shards: int,
         calls: int,
         stop_seconds: float,
@@ -60,6 +62,7 @@ class Worker:
         self._shards = shards
         self._calls = calls
         self._stop_seconds = stop_seconds
+        self._service_token = service_token
         self._keeper = Keeper(leases, name)
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -190,7 +193,11 @@ class Worker:
         )
 
     async def _secret(self, lease: HeldLease) -> str:
-        if not lease.claims.spec.subject.model.has_secret:
+        """What the model's endpoint wants to see; it lives here, in memory, and nowhere else."""
+        model = lease.claims.spec.subject.model
+        if is_builtin(model.name):
+            return self._service_token
+        if not model.has_secret:
             return ""
         try:
             answer = await self._leases.GetModelSecret(

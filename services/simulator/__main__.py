@@ -29,7 +29,7 @@ async def serve(settings: SimulatorSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with ObjectStore(settings) as objects:
-        simulator = Simulator(Solutions(objects))
+        simulator = Simulator(Solutions(objects), settings.peers())
         server = HttpServer(simulator.handle, simulator.refuse)
         host, _, port = settings.http_listen.rpartition(":")
         chosen = await server.start(host.strip("[]"), int(port))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from time import time
 from typing import Any, NamedTuple
 
@@ -14,7 +14,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from benchgen.errors import BenchgenError, InvalidInput, NotFound
+from benchgen.errors import BenchgenError, InvalidInput, NotFound, Unauthenticated
+from services.common.auth import identify
 from services.simulator.answers import CANNED, wrong_answer
 from services.simulator.behaviour import NAME, Draws, Mishap, parse_model
 from services.simulator.http import Request, Response
@@ -27,6 +28,7 @@ _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _POSITION = re.compile(rb"\d{1,15}")
 _TYPES = {
     400: "invalid_request_error",
+    401: "authentication_error",
     404: "not_found_error",
     405: "invalid_request_error",
     429: "rate_limit_error",
@@ -69,8 +71,12 @@ class _Counts(Collector):
 class Simulator:
     """Answers requests. ``ready`` says whether ``/readyz`` does."""
 
-    def __init__(self, solutions: Solutions) -> None:
+    def __init__(self, solutions: Solutions, peers: Mapping[str, str]) -> None:
+        """``peers`` are the token hashes of those that may be answered with solutions, and their identities."""
         self.ready = False
+        self._peers = peers
+        # Only valid ones get in, and there are few.
+        self._known_credentials: set[bytes] = set()
         self._solutions = solutions
         self._draws: OrderedDict[str, Draws] = OrderedDict()
         self._counts = _Counts()
@@ -120,6 +126,8 @@ class Simulator:
         if not asked.digest:
             self._counts.answers["canned"] += 1
             return self._reply(asked, CANNED)
+        if not self._may_see_solutions(request):
+            return self.refuse(401, "solutions are for runners: present a service credential")
         solution = self._solutions.peek(asked.digest, asked.position)
         if solution is None:
             return self._chat_later(asked)
@@ -139,6 +147,18 @@ class Simulator:
             log.exception("simulator.broken", digest=asked.digest)
             return self.refuse(500, "the solution could not be read")
         return self._answer(asked, solution)
+
+    def _may_see_solutions(self, request: Request) -> bool:
+        """Whether a service presents itself; a right answer gives the solution away."""
+        credential = request.headers.get(b"authorization", b"")
+        if credential in self._known_credentials:
+            return True
+        try:
+            identify(credential.removeprefix(b"Bearer ").decode("latin-1"), self._peers)
+        except Unauthenticated:
+            return False
+        self._known_credentials.add(credential)
+        return True
 
     def _understand(self, request: Request) -> _Asked:
         """Check a request. Raises InvalidInput or NotFound with what was expected."""

@@ -18,6 +18,7 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
+from services.common.auth import hash_token
 from services.common.config import ObjectSettings
 from services.common.models.client import ModelClient
 from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply
@@ -30,6 +31,7 @@ from tests import conftest
 ROOT = Path(__file__).resolve().parents[2]
 CASES = 40
 PART = 16
+TOKEN = "the-runners-token"
 MESSAGES = [{"role": "user", "content": "How many eggs?"}]
 
 
@@ -78,6 +80,7 @@ def simulator(folder: Path, settings: ObjectSettings) -> Iterator[tuple[str, sub
         "BENCHGEN_S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
         "BENCHGEN_BUCKET_PREFIX": settings.bucket_prefix,
         "BENCHGEN_LOG_FORMAT": "json",
+        "BENCHGEN_PEER_TOKENS": f"runner={hash_token(TOKEN)}",
     }
     log = folder / "simulator.log"
     with log.open("wb") as out:
@@ -116,11 +119,23 @@ async def ask(
 
 async def right_of(url: str, model: str, digest: str, trial: int = 0) -> list[bool]:
     """Ask every case at once; returns which were answered with the solution."""
-    endpoint = Endpoint(url, model)
+    endpoint = Endpoint(url, model, TOKEN)
     async with ModelClient() as client:
         replies = await asyncio.gather(*(ask(client, endpoint, digest, n, trial) for n in range(CASES)))
     assert all(isinstance(reply, Reply) and reply.text for reply in replies), replies
     return [isinstance(reply, Reply) and reply.text == solution(n) for n, reply in enumerate(replies)]
+
+
+async def test_solutions_are_for_services_only(object_store: conftest.ObjectStore, tmp_path: Path) -> None:
+    digest = await upload(object_store)
+    with simulator(tmp_path, settings_of(object_store, "simulator")) as (url, _):
+        async with ModelClient() as client:
+            for key in (None, "bg_somebody"):
+                fault = await ask(client, Endpoint(url, "simulated?accuracy=1", key), digest, 0)
+                assert isinstance(fault, Fault)
+                assert fault.status == 401
+                canned = await client.chat(Endpoint(url, "simulated", key), ChatRequest(MESSAGES))
+                assert isinstance(canned, Reply)
 
 
 async def test_it_is_right_as_often_as_asked(object_store: conftest.ObjectStore, tmp_path: Path) -> None:
@@ -139,7 +154,7 @@ async def test_what_cannot_be_found_is_said(object_store: conftest.ObjectStore, 
     digest, other = await upload(object_store), await upload(object_store, kind="targets")
     with simulator(tmp_path, settings_of(object_store, "simulator")) as (url, _):
         async with ModelClient() as client:
-            endpoint = Endpoint(url, "simulated?accuracy=1")
+            endpoint = Endpoint(url, "simulated?accuracy=1", TOKEN)
             for given, position, status, words in (
                 (digest, CASES, 404, "no case at position 40"),
                 ("0" * 64, 0, 404, "no such object"),
@@ -156,7 +171,7 @@ async def test_damaged_solutions_are_not_answered(object_store: conftest.ObjectS
     digest = await upload(object_store, damaged=True)
     with simulator(tmp_path, settings_of(object_store, "simulator")) as (url, _):
         async with ModelClient() as client:
-            fault = await ask(client, Endpoint(url, "simulated"), digest, 0)
+            fault = await ask(client, Endpoint(url, "simulated", TOKEN), digest, 0)
     assert isinstance(fault, Fault)
     assert (fault.status, fault.retryable) == (503, True)
     assert "does not have this digest" in fault.message
@@ -185,7 +200,7 @@ NO_STORE = ObjectSettings(
 @asynccontextmanager
 async def served(*, receive_s: float = 30.0) -> AsyncIterator[tuple[HttpServer, int]]:
     async with ObjectStore(NO_STORE) as objects:
-        app = Simulator(Solutions(objects))
+        app = Simulator(Solutions(objects), {hash_token(TOKEN): "runner"})
         app.ready = True
         server = HttpServer(app.handle, app.refuse, receive_s=receive_s)
         port = await server.start("127.0.0.1", 0)
@@ -221,9 +236,9 @@ def asked(model: str = "simulated", **more: Any) -> bytes:
 async def test_a_canned_reply_with_usage() -> None:
     async with served() as (_, port), ModelClient() as client:
         url = f"http://127.0.0.1:{port}/v1"
-        reply = await client.chat(Endpoint(url, "simulated?latency_ms=80"), ChatRequest(MESSAGES))
+        reply = await client.chat(Endpoint(url, "simulated?latency_ms=80", TOKEN), ChatRequest(MESSAGES))
         counted = await client.chat(
-            Endpoint(url, "simulated?in_tokens=7&out_tokens=3"), ChatRequest(MESSAGES)
+            Endpoint(url, "simulated?in_tokens=7&out_tokens=3", TOKEN), ChatRequest(MESSAGES)
         )
     assert isinstance(reply, Reply)
     assert (reply.text, reply.usage.input, reply.usage.output) == ("simulated answer", 4, 5)
@@ -252,7 +267,7 @@ async def test_faults_on_purpose(model: str, kind: FaultKind) -> None:
 
 async def test_without_a_store_the_answer_is_503() -> None:
     async with served() as (_, port), ModelClient() as client:
-        fault = await ask(client, Endpoint(f"http://127.0.0.1:{port}/v1", "simulated"), "0" * 64, 0)
+        fault = await ask(client, Endpoint(f"http://127.0.0.1:{port}/v1", "simulated", TOKEN), "0" * 64, 0)
     assert isinstance(fault, Fault)
     assert fault.kind is FaultKind.OVERLOADED
 
@@ -371,13 +386,13 @@ async def test_sigterm_lets_requests_end(object_store: conftest.ObjectStore, tmp
     with simulator(tmp_path, settings_of(object_store, "simulator")) as (url, process):
         async with ModelClient() as client:
             call = asyncio.create_task(
-                client.chat(Endpoint(url, "simulated?latency_ms=700"), ChatRequest(MESSAGES))
+                client.chat(Endpoint(url, "simulated?latency_ms=700", TOKEN), ChatRequest(MESSAGES))
             )
             await asyncio.sleep(0.2)
             process.send_signal(signal.SIGTERM)
             assert isinstance(await call, Reply)
             assert await asyncio.to_thread(process.wait, 5) == 0
-            refused = await client.chat(Endpoint(url, "simulated"), ChatRequest(MESSAGES))
+            refused = await client.chat(Endpoint(url, "simulated", TOKEN), ChatRequest(MESSAGES))
     assert isinstance(refused, Fault)
     assert refused.kind is FaultKind.CONNECT
 

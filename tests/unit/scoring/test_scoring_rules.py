@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
-import timeit
 from pathlib import Path
 from typing import Any
 
@@ -320,9 +318,8 @@ def test_a_rule_that_cannot_judge_gives_no_score(
     ids=["deep", "wide"],
 )
 def test_deep_and_wide_json_is_compared_in_bounded_time(response: str) -> None:
-    started = time.process_time()
+    # Exponential work would run into the time limit of every test.
     assert rule("json_match", ignore_order=True).score(response, json.loads(response)).passed
-    assert time.process_time() - started < 2
 
 
 def test_only_the_end_of_an_endless_response_is_judged() -> None:
@@ -360,22 +357,6 @@ def test_exactly_one_rule_is_primary() -> None:
     assert [r.primary for r in compile_rules(parse_rules(both))] == [True, False]
     both[1]["primary"] = True  # type: ignore[assignment]
     assert [r.primary for r in compile_rules(parse_rules(both))] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("compiled", "response", "target", "microseconds"),
-    [
-        (rule("exact_match"), "Paris", "Paris", 3),
-        (rule("numeric", extract={"regex": r"A:\s*(.*)"}), "3 + 4 = 7 eggs\n16 - 7 = 9 eggs\nA: 18", "18", 5),
-    ],
-    ids=["exact_match", "numeric"],
-)
-def test_cheap_rules_are_cheap(
-    compiled: CompiledRule, response: str, target: str, microseconds: float
-) -> None:
-    """Ten times the figure that is aimed at: a test machine may be busy, a mistake costs more than that."""
-    best = min(timeit.repeat(lambda: compiled.score(response, target), number=1000, repeat=7)) / 1000
-    assert best * 1e6 < 10 * microseconds
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,118 @@
+"""`benchgen report` and `benchgen results`: the numbers of a run, and the cases behind them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from benchgen.cli.connection import Target
+from benchgen.cli.exits import Exit, Stop
+from benchgen.cli.options import json_option, pass_target, server_options
+from benchgen.cli.output import note, print_json, print_json_list
+
+if TYPE_CHECKING:
+    from benchgen.client.client import Which
+    from benchgen.eval.v1 import result_pb2
+
+_SHOWN = 20
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@json_option
+@server_options
+@pass_target
+def report(target: Target, *, run: str, as_json: bool) -> None:
+    """Show the report of a run that has ended.
+
+    RUN is a run's id, the beginning of one that fits no other, or `latest`.
+
+    \b
+    Examples:
+      benchgen report latest
+      benchgen report r7k2m9 --json
+    """
+    from benchgen import schemas
+    from benchgen.cli.report_view import show_report
+    from benchgen.errors import FailedPrecondition
+
+    with target.connect() as client:
+        found = client.get_run(run)
+        try:
+            numbers = client.report(found.name)
+        except FailedPrecondition:
+            raise Stop(
+                Exit.UNFINISHED,
+                f"the run {found.name} is {schemas.state_name(found.state)} and has no report yet",
+                f"`benchgen runs watch {found.name}` waits for it",
+            ) from None
+    if as_json:
+        print_json(schemas.report_json(numbers))
+    else:
+        show_report(found, numbers)
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--failed", "which", flag_value="failed", help="Only those that did not pass.")
+@click.option("--passed", "which", flag_value="passed", help="Only those that passed.")
+@click.option(
+    "--unscored",
+    "which",
+    flag_value="unscored",
+    help="Only those without a score: faults, not wrong answers.",
+)
+@click.option("--case", "case_id", default="", metavar="ID", help="Only this case.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    help=f"The first N; 0 for all. [default: {_SHOWN}, with --json all]",
+)
+@click.option("--full", is_flag=True, help="Show inputs and responses whole.")
+@json_option
+@server_options
+@pass_target
+def results(
+    target: Target,
+    *,
+    run: str,
+    which: Which | None,
+    case_id: str,
+    limit: int | None,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """Show a run case by case: question, answer, expected answer, verdict.
+
+    RUN is a run's id, the beginning of one that fits no other, or `latest`.
+
+    \b
+    Examples:
+      benchgen results latest --failed
+      benchgen results r7k2m9 --case gsm8k-mini-007 --full
+      benchgen results latest --json > results.json
+    """
+    from benchgen import schemas
+    from benchgen.cli.result_view import show_result
+
+    if limit is None and not as_json:
+        limit = _SHOWN
+    with target.connect() as client:
+        found = client.get_run(run)
+        # One more than is shown tells whether there are more.
+        asked = limit + 1 if limit else None
+        listed = client.results(found.name, which=which or "all", case_id=case_id, limit=asked)
+        if as_json:
+            print_json_list(schemas.result_json(result) for result in islice(listed, limit or None))
+            return
+        shown = list(islice(listed, limit)) if limit else listed
+        first: result_pb2.Result | None = None
+        for result in shown:
+            first = first or result
+            show_result(found.spec, result, full=full)
+        if first is None:
+            note(f"no {which} results" if which else "no results")
+        elif limit and next(listed, None) is not None:
+            note(f"the first {limit}; there are more: --limit 0 shows all")

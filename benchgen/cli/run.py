@@ -1,0 +1,214 @@
+"""`benchgen run`: the main job, from a name to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from benchgen.cli.connection import Target
+from benchgen.cli.environments import publish, require_manifest
+from benchgen.cli.exits import Exit, Stop
+from benchgen.cli.generation import generation_of
+from benchgen.cli.options import generation_options, json_option, pass_target, server_options
+from benchgen.cli.output import note, print_json
+from benchgen.cli.progress import follow
+
+if TYPE_CHECKING:
+    from benchgen.client import Client
+    from benchgen.eval.v1 import result_pb2, run_pb2
+
+
+def _share(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """A share from 0 to 1, also as a percentage."""
+    if value is None:
+        return None
+    try:
+        share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"expected a share such as 0.8 or 80%, found {value!r}")
+    return share
+
+
+@click.command()
+@click.argument("environment", metavar="ENV")
+@click.option("--model", metavar="NAME", help="Who answers; see `benchgen model list`.")
+@click.option(
+    "--predictions",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='Score recorded answers instead: JSON lines {"case_id", "response"}.',
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N cases.")
+@click.option("--sample", type=click.IntRange(min=1), help="Only N cases, drawn with the seed.")
+@click.option(
+    "--trials",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="How often each case is asked.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Where all randomness starts.",
+)
+@generation_options
+@click.option(
+    "--fail-under",
+    metavar="X",
+    callback=_share,
+    help="Exit with code 1 below this accuracy: 0.8 or 80%.",
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(-100, 100),
+    default=0,
+    show_default=True,
+    help="Higher goes first where runs share a model.",
+)
+@click.option("--detach", is_flag=True, help="Come back at once, and let the run go on.")
+@json_option
+@server_options
+@pass_target
+def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> None:
+    """Put an environment to a model, and report.
+
+    ENV is a published environment (NAME or NAME@VERSION), or the folder of one, which is published first.
+    Where no server is configured, one is started on this machine.
+
+    \b
+    Examples:
+      benchgen run gsm8k-mini --model builtin/simulated
+      benchgen run gsm8k-mini --model gpt --limit 20
+      benchgen run ./my-task --model gpt --trials 3 --temperature 0.7
+      benchgen run gsm8k-mini --predictions answers.jsonl
+      benchgen run gsm8k-mini --model gpt --fail-under 0.8 --json > report.json
+
+    \b
+    Exit codes: 0 done, 1 lower than --fail-under, 2 wrong input, 3 the run did not finish, 4 no server.
+    """
+    from benchgen import schemas
+
+    _check(given)
+    generation = generation_of(given)
+    folder = _folder(environment)
+    if folder is not None:
+        require_manifest(folder)
+    with target.connect(start=True) as client:
+        if folder is not None:
+            environment = publish(client, folder).environment_version
+        made = _create(client, environment, generation, given)
+        if given["detach"]:
+            if as_json:
+                print_json(schemas.run_json(made))
+            else:
+                click.echo(made.name)
+                note(f"watch it: benchgen runs watch {made.name}")
+            return
+        finish(client, made, as_json=as_json, fail_under=given["fail_under"])
+
+
+def _check(given: dict[str, Any]) -> None:
+    if (given["model"] is None) == (given["predictions"] is None):
+        found = "neither" if given["model"] is None else "both"
+        raise click.UsageError(f"expected either --model NAME or --predictions FILE, found {found}")
+    if given["limit"] and given["sample"]:
+        raise click.UsageError("expected either --limit or --sample, found both")
+    if given["detach"] and given["fail_under"] is not None:
+        raise click.UsageError("--fail-under needs the report, and --detach does not wait for it")
+
+
+def _create(client: Client, environment: str, generation: Any, given: dict[str, Any]) -> run_pb2.Run:
+    from benchgen.errors import NotFound
+
+    try:
+        return client.run(
+            environment,
+            model=given["model"],
+            predictions=given["predictions"],
+            limit=given["limit"] or 0,
+            sample=given["sample"] or 0,
+            trials=given["trials"],
+            seed=given["seed"],
+            generation=generation,
+            priority=given["priority"],
+        )
+    except NotFound as error:
+        # Only who writes ./NAME means a folder; whoever forgot it is told.
+        hint = f"to run the folder, write ./{environment}" if Path(environment).is_dir() else ""
+        raise Stop(Exit.BAD_INPUT, error.message, hint) from None
+
+
+def _folder(environment: str) -> Path | None:
+    """The folder that ENV means, if it means one. A plain word is always a name."""
+    path = Path(environment).expanduser()
+    if environment.startswith((".", "/", "~")) or environment.endswith("/"):
+        if not path.is_dir():
+            raise Stop(Exit.BAD_INPUT, f"there is no folder {environment}")
+        return path
+    # `org/name` is a name too, unless there is such a folder.
+    return path if "/" in environment and (path / "environment.yaml").is_file() else None
+
+
+def finish(client: Client, run: run_pb2.Run, *, as_json: bool, fail_under: float | None = None) -> None:
+    """Watch a run to its end and show its report; ends the command where run or gate did not succeed."""
+    from benchgen import schemas
+    from benchgen.eval.v1 import run_pb2
+
+    ended = follow(client, run)
+    report = _report(client, ended)
+    failure = None if report is None or fail_under is None else gate_failure(report, fail_under)
+    if as_json:
+        document = schemas.run_json(ended) if report is None else schemas.report_json(report)
+        if report is not None and fail_under is not None:
+            document["gate"] = {"fail_under": fail_under, "passed": failure is None}
+        print_json(document)
+    elif report is not None:
+        from benchgen.cli.report_view import show_report
+
+        show_report(ended, report)
+    if ended.state != run_pb2.Run.STATE_SUCCEEDED:
+        why = f": {ended.state_message}" if ended.state_message else ""
+        raise Stop(Exit.UNFINISHED, f"the run {ended.name} is {schemas.state_name(ended.state)}{why}")
+    if failure is not None:
+        raise Stop(Exit.GATE_FAILED, failure)
+
+
+def _report(client: Client, run: run_pb2.Run) -> result_pb2.Report | None:
+    """The report of a run that has stopped; None where it has none."""
+    from benchgen.errors import FailedPrecondition, NotFound
+    from benchgen.eval.v1 import run_pb2
+
+    if run.state == run_pb2.Run.STATE_PAUSED:
+        return None
+    try:
+        return client.report(run.name)
+    except (FailedPrecondition, NotFound):
+        if run.state == run_pb2.Run.STATE_SUCCEEDED:
+            raise
+        return None
+
+
+def gate_failure(report: result_pb2.Report, fail_under: float) -> str | None:
+    """Why a report does not pass the gate, or None where it does.
+
+    Missing results are not zeros, but they must not open a gate either: it opens when it would even at worst.
+    """
+    rule = report.primary_rule
+    metric = report.metrics[rule]
+    if not metric.HasField("mean"):
+        return f"the gate is closed: nothing was scored, and {fail_under:g} was asked for"
+    if metric.mean < fail_under:
+        return f"the gate is closed: {rule} is {metric.mean:.4f}, and {fail_under:g} was asked for"
+    if metric.HasField("worst") and metric.worst < fail_under:
+        missing = report.coverage.planned - report.coverage.scored
+        return (
+            f"the gate is closed: {rule} is {metric.mean:.4f}, but {missing} of "
+            f"{report.coverage.planned} results are missing, and with them it could be {metric.worst:.4f}"
+        )
+    return None

@@ -1,0 +1,1 @@
+"""Runs: planned into shards, handed out as leases, followed until they end."""

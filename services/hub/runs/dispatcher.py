@@ -1,0 +1,61 @@
+"""Moves shards into the window and rings for them. The shard table is the queue; a ring only says where to look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import asyncpg
+import structlog
+
+from services.common.bus import Bus
+from services.hub.runs import events, store
+from services.hub.runs.leases import SEEN
+from services.hub.runs.locks import PoolLocks
+from services.hub.runs.store import Ring
+
+log = structlog.get_logger()
+
+#: How many shards are rung for at once, for each that runners can hold, and at least.
+_WINDOW_PER_SLOT = 3
+_SMALLEST_WINDOW = 8
+
+
+class Dispatcher:
+    """Keeps as many rings out as runners can soon answer.
+
+    :param ring_seconds: a ring that nobody answered for so long is rung again, if a runner has room.
+    """
+
+    def __init__(self, db: asyncpg.Pool, locks: PoolLocks, bus: Bus, *, ring_seconds: float = 5.0) -> None:
+        self._db = db
+        self._locks = locks
+        self._bus = bus
+        self._stale = timedelta(seconds=ring_seconds)
+
+    async def step(self) -> None:
+        """Look at every pool that may have something to ring for.
+
+        :raises Unavailable: NATS took no ring; the shards are rung again later.
+        """
+        async with self._db.acquire() as conn:
+            pools = await store.pools_to_dispatch(conn, self._stale)
+            slots = await store.slots(conn, SEEN)
+        size = max(_SMALLEST_WINDOW, _WINDOW_PER_SLOT * slots.total)
+        for pool in pools:
+            async with self._locks.hold(pool) as conn:
+                rings = await store.fill_window(conn, pool, size)
+                # While nobody has room, more rings would only pile up behind those that are out.
+                again = await store.ring_again(conn, pool, self._stale, slots.free) if slots.free else []
+            if again:
+                log.info("dispatch.again", pool=pool, shards=len(again))
+            await self._publish([*rings, *again])
+
+    async def _publish(self, rings: Sequence[Ring]) -> None:
+        """Ring after the commit: whoever hears it finds the shard."""
+        messages = [(events.shard_queued(ring.shard), ring.message_id) for ring in rings]
+        # Sent in this order, and acknowledged while the next ones are sent.
+        await asyncio.gather(
+            *(self._bus.publish(event.subject, event.payload, message_id=ident) for event, ident in messages)
+        )

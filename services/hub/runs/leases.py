@@ -1,0 +1,238 @@
+"""Handing out shards and taking them back. Every decision is made under the lock of the shard's pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import StrEnum
+
+import structlog
+
+from benchgen.errors import LeaseLost, NotFound
+from services.common.bus import Bus
+from services.hub.registry.store import Conn
+from services.hub.runs import dealing, domain, events, lease_store, store
+from services.hub.runs.domain import (
+    LeaseKind,
+    LeaseView,
+    Pool,
+    RunEvent,
+    RunId,
+    RunnerId,
+    RunState,
+    ShardId,
+    ShardState,
+    Verdict,
+)
+from services.hub.runs.lease_store import Situation
+from services.hub.runs.locks import PoolLocks
+from services.hub.runs.wakes import Wakes
+
+log = structlog.get_logger()
+
+#: A runner that was heard of within this time is there.
+SEEN = timedelta(seconds=15)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that was given."""
+
+    shard: LeaseView
+    attempt: int
+    permits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """The answer to a renewal; ``seconds`` is how long the lease holds."""
+
+    verdict: Verdict
+    seconds: float
+    permits: int
+
+
+class Return(StrEnum):
+    """Why a shard comes back."""
+
+    STOPPING = "stopping"
+    FAULT = "fault"
+    PERMANENT = "permanent"
+
+
+class Leases:
+    """What runners, and the hub itself, may do with shards.
+
+    :param duration: how long a lease holds.
+    """
+
+    def __init__(self, locks: PoolLocks, bus: Bus, wakes: Wakes, duration: timedelta) -> None:
+        self._locks = locks
+        self._bus = bus
+        self._wakes = wakes
+        self.duration = duration
+
+    async def lease(self, pool: Pool, shard: ShardId, runner: RunnerId, request_id: str) -> Lease:
+        """Give a shard to a runner; the same request again gets the same lease.
+
+        :raises NotFound: there is no such shard.
+        :raises LeaseLost: it cannot be had.
+        """
+        async with self._locks.hold(pool) as conn:
+            now = await self._situation(conn, shard, runner)
+            view, table = now.shard, now.table
+            attempt: int | None = view.attempt
+            match domain.lease(view, runner, request_id):
+                case LeaseKind.NEW:
+                    attempt = await lease_store.take_shard(conn, view, runner, request_id, self.duration)
+                    table = replace(table, waiting=max(0, table.waiting - 1))
+                case LeaseKind.AGAIN:
+                    await lease_store.keep_shard(conn, view, self.duration)
+            if attempt is None:
+                raise LeaseLost
+            started = await store.move_run(conn, shard.run, view.run_state, RunEvent.LEASED)
+            settled = dealing.settle(table, runner, now.calls, in_use=None)
+            await lease_store.save(conn, pool, runner, settled)
+        if started != view.run_state:
+            self._wakes.run_changed(shard.run)
+        await self.ring(settled.ring)
+        return Lease(view, attempt, settled.permits)
+
+    async def renew(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, in_use: int) -> Renewal:
+        """Let a lease go on. It does so even after its end, as long as nobody else has the shard.
+
+        :param in_use: how many calls the runner has in flight, or may start without asking.
+        :raises NotFound: there is no such shard.
+        """
+        async with self._locks.hold(pool) as conn:
+            now = await self._situation(conn, shard, runner)
+            verdict = domain.renew(now.shard, runner, attempt)
+            seconds = max(0.0, now.shard.remaining)
+            leases = now.leases
+            if verdict is Verdict.GO_ON:
+                await lease_store.keep_shard(conn, now.shard, self.duration)
+                seconds = self.duration.total_seconds()
+                leases = max(leases, 1)
+            settled = await self._settle(conn, pool, runner, now, leases, in_use)
+        await self.ring(settled.ring)
+        return Renewal(verdict, seconds, settled.permits)
+
+    async def complete(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, in_use: int) -> int:
+        """Note that every trial of a shard is stored; returns how many calls the runner may still have in flight.
+
+        :raises NotFound: there is no such shard.
+        :raises LeaseLost: somebody else has it.
+        """
+        async with self._locks.hold(pool) as conn:
+            now = await self._situation(conn, shard, runner)
+            if not domain.complete(now.shard, runner, attempt):
+                return await lease_store.told(conn, pool, runner)
+            last = await self._end(conn, shard, attempt, ShardState.DONE, faults=now.shard.faults)
+            leases = now.leases - int(now.shard.state is ShardState.RUNNING)
+            settled = await self._settle(conn, pool, runner, now, leases, in_use)
+        self.wake(shard.run, run_changed=last)
+        await self.ring(settled.ring)
+        return settled.permits
+
+    async def release(
+        self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, why: Return, message: str
+    ) -> None:
+        """Take a shard back. Taking it back twice is the same as once.
+
+        :raises NotFound: there is no such shard.
+        :raises LeaseLost: somebody else has it.
+        """
+        async with self._locks.hold(pool) as conn:
+            now = await self._situation(conn, shard, runner)
+            view = now.shard
+            if (
+                view.attempt == attempt
+                and view.state is not ShardState.RUNNING
+                and view.runner in ("", runner)
+            ):
+                return
+            if not view.held_by(runner, attempt):
+                raise LeaseLost
+            stopped = await self._pause(conn, pool, view, message) if why is Return.PERMANENT else []
+            faults = view.faults + int(why is Return.FAULT)
+            await self.take_back(conn, shard, attempt, view.run_state, faults=faults, reason=message)
+            settled = await self._settle(conn, pool, runner, now, now.leases - 1, None)
+        self.wake(shard.run, run_changed=True)
+        await self.ring([*settled.ring, *stopped])
+
+    async def take_back(
+        self,
+        conn: Conn,
+        shard: ShardId,
+        attempt: int,
+        run_state: RunState,
+        *,
+        faults: int,
+        reason: str,
+        holder: RunnerId = RunnerId(""),
+    ) -> None:
+        """Let a shard whose lease ended wait again, or give it up.
+
+        :param holder: who may still take it up again, as long as nobody else does.
+        """
+        following = domain.after_lease(run_state, faults)
+        if following is ShardState.ABANDONED:
+            reason = "cancelled" if run_state is RunState.CANCELLING else reason
+            log.info("shard.abandoned", shard=str(shard), attempt=attempt, reason=reason)
+            await self._end(conn, shard, attempt, following, faults=faults, reason=reason)
+        else:
+            await lease_store.return_shard(conn, shard, attempt, holder=holder, faults=faults, reason=reason)
+
+    async def _end(
+        self, conn: Conn, shard: ShardId, attempt: int, state: ShardState, *, faults: int, reason: str = ""
+    ) -> bool:
+        """End a shard, and with the last one the work on its run; returns whether it was the last."""
+        left = await lease_store.end_shard(conn, shard, attempt, state, faults=faults, reason=reason)
+        if left is None or left.open > 0:
+            return False
+        await store.move_run(conn, shard.run, left.state, RunEvent.SHARDS_ENDED)
+        return True
+
+    def wake(self, run: RunId, *, run_changed: bool) -> None:
+        """Wake whoever may have something to do now that a lease has ended."""
+        self._wakes.dispatch.set()
+        self._wakes.load.set()
+        if run_changed:
+            self._wakes.seal.set()
+            self._wakes.run_changed(run)
+
+    async def ring(self, runners: list[RunnerId] | tuple[RunnerId, ...]) -> None:
+        """Ask runners to renew at once."""
+        for runner in runners:
+            event = events.renew_leases(runner)
+            await self._bus.ring(event.subject, event.payload)
+
+    async def _situation(self, conn: Conn, shard: ShardId, runner: RunnerId) -> Situation:
+        found = await lease_store.situation(
+            conn, shard, runner, seen=SEEN, turn_seconds=self.duration.total_seconds()
+        )
+        if found is None:
+            raise NotFound(f"no shard {shard}")
+        return found
+
+    @staticmethod
+    async def _settle(
+        conn: Conn, pool: Pool, runner: RunnerId, now: Situation, leases: int, in_use: int | None
+    ) -> dealing.Settlement:
+        """Deal again for a runner that holds so many leases from now on."""
+        if leases > 0:
+            settled = dealing.settle(now.table, runner, now.calls, in_use=in_use)
+        else:
+            settled = dealing.leave(now.table, runner)
+        await lease_store.save(conn, pool, runner, settled)
+        return settled
+
+    @staticmethod
+    async def _pause(conn: Conn, pool: Pool, shard: LeaseView, message: str) -> list[RunnerId]:
+        """Pause a run whose provider refuses for good; returns who has to hear of it."""
+        if shard.run_state is not RunState.RUNNING:
+            return []
+        run = shard.id.run
+        await store.move_run(conn, run, shard.run_state, RunEvent.PAUSED, message=message)
+        await store.unqueue(conn, run)
+        return await store.runners_of(conn, pool, run)

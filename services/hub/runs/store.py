@@ -1,0 +1,286 @@
+"""Runs in PostgreSQL: the only file here, with ``lease_store``, that sees rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from benchgen.errors import NotFound
+from services.common.queries import load_queries
+from services.hub.registry.store import Conn
+from services.hub.runs import events
+from services.hub.runs.domain import (
+    ENDED,
+    Pool,
+    RunEvent,
+    RunId,
+    RunnerId,
+    RunRow,
+    RunState,
+    ShardId,
+    Subject,
+    transition,
+)
+
+SQL = load_queries(Path(__file__).with_name("queries.sql"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run to insert. ``request`` is the serialised request, ``spec`` a serialised ``RunSpec``."""
+
+    id: RunId
+    request_id: UUID
+    request: bytes
+    key_id: str
+    environment: str
+    model: str
+    subject: Subject
+    pool: Pool
+    cap: int
+    priority: int
+    spec: bytes
+    selection: list[int] | None
+    trials: int
+    planned: int
+    shards: int
+    shard_size: int
+
+
+class KnownRequest(NamedTuple):
+    """A request that made a run."""
+
+    run: RunId
+    request: bytes
+
+
+class RunFacts(NamedTuple):
+    """What never changes about a run."""
+
+    pool: Pool
+    spec: bytes
+
+
+class Ring(NamedTuple):
+    """A ring to send: for which shard, and what tells it from every other one."""
+
+    shard: ShardId
+    attempt: int
+    ring: int
+
+    @property
+    def message_id(self) -> str:
+        """Unlike that of any ring before."""
+        return f"{self.shard}:{self.attempt}:{self.ring}"
+
+
+class Slots(NamedTuple):
+    """Shards that the runners that are there can hold, and how many more than they do."""
+
+    total: int
+    free: int
+
+
+class Cursor(NamedTuple):
+    """The last run of a page."""
+
+    created_at: datetime
+    run: RunId
+
+
+async def insert_run(conn: Conn, run: NewRun) -> bool:
+    """Insert a run with its shards and its first event; False when its request has made one already."""
+    event = events.run_changed(run.id)
+    status = await conn.execute(
+        SQL["insert_run"],
+        run.id,
+        run.request_id,
+        run.request,
+        run.key_id,
+        run.environment,
+        run.model,
+        run.subject,
+        run.pool,
+        run.cap,
+        run.priority,
+        run.spec,
+        run.selection,
+        run.trials,
+        run.planned,
+        run.shards,
+        run.shard_size,
+        event.subject,
+        event.payload,
+    )
+    return status != "INSERT 0 0"
+
+
+async def known_request(conn: Conn, request_id: UUID) -> KnownRequest | None:
+    """The run that a request made, if it did."""
+    row = await conn.fetchrow(SQL["request_of"], request_id)
+    return None if row is None else KnownRequest(RunId(row["id"]), row["request"])
+
+
+async def get_run(conn: Conn, run: str) -> RunRow:
+    """:raises NotFound: there is no such run."""
+    row = await conn.fetchrow(SQL["run"], run)
+    if row is None:
+        raise NotFound(f"no run {run[:80]!r}")
+    return _read_run(row)
+
+
+async def list_runs(
+    conn: Conn, *, after: Cursor | None, environment: str, model: str, state: str, count: int
+) -> list[RunRow]:
+    """Runs from newest to oldest; empty filters let everything through."""
+    position = (None, "") if after is None else after
+    rows = await conn.fetch(SQL["list_runs"], *position, environment, model, state, count)
+    return [_read_run(row) for row in rows]
+
+
+async def has_active_runs(conn: Conn, model: str) -> bool:
+    """Whether a run of a registered model is under way."""
+    active: bool = await conn.fetchval(SQL["has_active_runs"], model)
+    return active
+
+
+async def run_facts(conn: Conn, run: RunId) -> RunFacts:
+    """:raises NotFound: there is no such run."""
+    row = await conn.fetchrow(SQL["run_facts"], run)
+    if row is None:
+        raise NotFound(f"no run {run[:80]!r}")
+    return RunFacts(Pool(row["pool"]), row["spec"])
+
+
+async def move_run(
+    conn: Conn,
+    run: RunId,
+    state: RunState,
+    event: RunEvent,
+    *,
+    message: str | None = None,
+    ends_epoch: bool = False,
+) -> RunState | None:
+    """Let an event happen to a run that is in ``state``: the change and the word of it are one.
+
+    :returns: the new state; None when the run is in another state than ``state`` by now.
+    :raises FailedPrecondition: that cannot happen in this state.
+    """
+    following = transition(state, event)
+    if following == state:
+        return state
+    changed = events.run_changed(run)
+    moved = await conn.fetchval(
+        SQL["move_run"],
+        run,
+        state,
+        following,
+        message,
+        int(ends_epoch),
+        following in ENDED,
+        changed.subject,
+        changed.payload,
+    )
+    return following if moved else None
+
+
+async def abandon_waiting(conn: Conn, run: RunId, reason: str) -> int:
+    """Give up every shard that nobody holds; returns how many are still open."""
+    left: int = await conn.fetchval(SQL["abandon_waiting"], run, reason)
+    return left
+
+
+async def unqueue(conn: Conn, run: RunId) -> None:
+    """Take a run's shards out of the window."""
+    await conn.execute(SQL["unqueue"], run)
+
+
+async def runners_of(conn: Conn, pool: Pool, run: RunId) -> list[RunnerId]:
+    """Who holds shards of a run."""
+    return [RunnerId(row["runner"]) for row in await conn.fetch(SQL["runners_of"], pool, run)]
+
+
+async def is_held(conn: Conn, shard: ShardId, attempt: int, runner: RunnerId) -> bool:
+    """Whether a runner holds a shard by this attempt."""
+    held: bool = await conn.fetchval(SQL["is_held"], shard.run, shard.number, attempt, runner)
+    return held
+
+
+async def keep_runner(conn: Conn, runner: RunnerId, shards: int, calls: int) -> bool:
+    """Note that a runner is there; True when it was not before."""
+    new: bool = await conn.fetchval(SQL["keep_runner"], runner, shards, calls)
+    return new
+
+
+async def remove_runner(conn: Conn, runner: RunnerId) -> None:
+    """Note that a runner is gone."""
+    await conn.execute(SQL["remove_runner"], runner)
+
+
+async def forget_runners(conn: Conn, silent: timedelta) -> None:
+    """Remove runners that have not been heard of for so long."""
+    await conn.execute(SQL["forget_runners"], silent)
+
+
+async def pools_to_dispatch(conn: Conn, stale: timedelta) -> list[Pool]:
+    """Pools with shards that may enter the window, or with rings that nobody answered for so long."""
+    return [Pool(row["pool"]) for row in await conn.fetch(SQL["pools_to_dispatch"], stale)]
+
+
+async def slots(conn: Conn, seen: timedelta) -> Slots:
+    """What the runners that were heard of within that time can hold."""
+    row = await conn.fetchrow(SQL["slots"], seen)
+    assert row is not None
+    return Slots(row["slots"], row["free"])
+
+
+async def fill_window(conn: Conn, pool: Pool, size: int) -> list[Ring]:
+    """Queue shards, fair between runs, until so many are queued; returns their rings, the most urgent first."""
+    return _read_rings(await conn.fetch(SQL["fill_window"], pool, size))
+
+
+async def ring_again(conn: Conn, pool: Pool, stale: timedelta, count: int) -> list[Ring]:
+    """New rings for at most so many shards whose ring has not been answered for that long."""
+    return _read_rings(await conn.fetch(SQL["ring_again"], pool, stale, count))
+
+
+async def runs_to_seal(conn: Conn, count: int) -> list[RunRow]:
+    """Runs whose shards have all ended and whose report is not made."""
+    return [_read_run(row) for row in await conn.fetch(SQL["runs_to_seal"], count)]
+
+
+async def shards_to_load(conn: Conn, pool: Pool, count: int) -> list[ShardId]:
+    """Shards that the scorer is to load."""
+    rows = await conn.fetch(SQL["shards_to_load"], pool, count)
+    return [ShardId(RunId(row["id"]), row["number"]) for row in rows]
+
+
+def _read_rings(rows: list[asyncpg.Record]) -> list[Ring]:
+    ordered = sorted(rows, key=lambda row: row["place"])
+    return [
+        Ring(ShardId(RunId(row["run_id"]), row["number"]), row["attempt"], row["ring"]) for row in ordered
+    ]
+
+
+def _read_run(row: asyncpg.Record) -> RunRow:
+    return RunRow(
+        id=RunId(row["id"]),
+        state=RunState(row["state"]),
+        state_message=row["state_message"],
+        epoch=row["epoch"],
+        priority=row["priority"],
+        spec=row["spec"],
+        pool=Pool(row["pool"]),
+        planned=row["planned"],
+        shards=row["shards"],
+        shards_open=row["shards_open"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        worked_until=row["worked_until"],
+        ended_at=row["ended_at"],
+    )
