@@ -27,8 +27,10 @@ log = structlog.get_logger()
 
 _Reason = lease_pb2.ReleaseShardRequest
 
-#: A runner with work lets others hear the next ring first.
-_COURTESY_S = 0.02
+#: A runner with work lets others hear the next ring first; one with plenty listens only now and then, because the
+#: next ring may be for another model.
+_COURTESY_S = 0.01
+_PLENTY_S = 0.25
 _RING_WAIT_S = 5.0
 
 
@@ -89,12 +91,19 @@ class Worker:
             await self._ended.wait()
             return
         if self._tasks:
+            until = monotonic() + _PLENTY_S
             await self._process.sleep(_COURTESY_S)
+            while self._has_plenty() and monotonic() < until:
+                await self._process.sleep(_COURTESY_S)
         for ring in await self._bus.pull_rings(1, wait=_RING_WAIT_S):
             shard = event_pb2.ShardQueued.FromString(ring.data).shard
             task = asyncio.create_task(self._answer(ring, shard), name=f"shard {shard}")
             self._tasks.add(task)
             task.add_done_callback(self._task_ended)
+
+    def _has_plenty(self) -> bool:
+        """Whether every model that this runner works for has trials waiting for some time to come."""
+        return all(lane.waiting >= 2 * max(lane.limit.allowed, 1) for lane in self._lanes.values())
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -264,7 +264,11 @@ def _totals(row: asyncpg.Record) -> Totals:
 async def progress(connection: Connection, runs: Sequence[str]) -> dict[str, Totals]:
     """How far runs are, by id; those without any result are left out."""
     rows = await connection.fetch(SQL["get_progress"], list(runs))
-    return {row["run_id"]: Totals(**{key: row[key] for key in row if key != "run_id"}) for row in rows}
+    totals: dict[str, Totals] = {}
+    for row in rows:
+        fields = dict(row)
+        totals[fields.pop("run_id")] = Totals(**fields)
+    return totals
 
 
 async def spec_of(connection: Connection, run_id: str) -> bytes:
