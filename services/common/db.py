@@ -37,9 +37,18 @@ async def pool(dsn: str, migrations: Path, *, size: int = 8) -> AsyncIterator[as
     """A pool on a migrated schema. Waits as long as it takes for the server to come up."""
     await _migrate(dsn, migrations)
     async with asyncpg.create_pool(
-        dsn, min_size=1, max_size=size, command_timeout=60, max_inactive_connection_lifetime=0
+        dsn,
+        min_size=1,
+        max_size=size,
+        command_timeout=60,
+        max_inactive_connection_lifetime=0,
+        reset=_leave_as_it_is,
     ) as connections:
         yield connections
+
+
+async def _leave_as_it_is(_: asyncpg.Connection) -> None:
+    """Spare the statement that cleans a session: nothing here changes one (locks are held by transactions)."""
 
 
 async def _migrate(dsn: str, folder: Path) -> None:

@@ -35,10 +35,21 @@ class Process:
         self.ready = False
         self.stopping = asyncio.Event()
         self._group = group
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task; should it die, the process ends, and its supervisor starts another."""
-        return self._group.create_task(work, name=name)
+        task = self._group.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def settled(self, grace: float = 5.0) -> None:
+        """Wait until the background loops have ended, after ``stopping`` was set and before what they use closes."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for task in self._tasks:
+            task.cancel()
 
     def loop(
         self,

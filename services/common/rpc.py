@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import structlog
 from google.protobuf import any_pb2
@@ -63,6 +64,10 @@ def status_of(error: BaseException) -> status_pb2.Status:
     """What the caller is told of an error. Unexpected ones tell nothing but that they happened."""
     if isinstance(error, (*db.TRANSIENT, TimeoutError)):
         error = errors.Unavailable("a server that this one needs is not there; try again")
+    if isinstance(error, asyncpg.DataError):
+        error = errors.InvalidInput(
+            "a value cannot be looked up or stored: it is out of range, or has a NUL in it"
+        )
     if not isinstance(error, errors.BenchgenError):
         error = errors.BenchgenError("internal error; the server's log has it")
     code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
@@ -171,7 +176,7 @@ async def _observed(
             names = [name.decode() for name in auth_context["x509_common_name"]]
         access.check(method, dict(context.invocation_metadata() or ()), names)
         yield
-    except (errors.BenchgenError, *db.TRANSIENT, TimeoutError) as error:
+    except (errors.BenchgenError, asyncpg.DataError, *db.TRANSIENT, TimeoutError) as error:
         status = status_of(error)
         code = code_pb2.Code.Name(status.code)
         log.info("rpc.refused", method=method, code=code, message=status.message)
@@ -240,9 +245,14 @@ def credentials_metadata(settings: RpcSettings) -> tuple[tuple[str, str], ...]:
 
 
 @asynccontextmanager
-async def channel(address: str, settings: RpcSettings) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to another service that presents this process's credential on every call."""
-    interceptors = _present(credentials_metadata(settings))
+async def channel(
+    address: str, settings: RpcSettings, *, presenting: bool = True
+) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to another service that presents this process's credential on every call.
+
+    :param presenting: False where the caller puts the credential into each call's metadata by itself.
+    """
+    interceptors = _present(credentials_metadata(settings)) if presenting else []
     tls = _credentials(settings)
     if tls is None:
         opened = grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)

@@ -144,3 +144,4 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
         process.ready = True
         log.info("hub.ready", port=port)
         await process.stopping.wait()
+        await process.settled()

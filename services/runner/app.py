@@ -53,3 +53,4 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
         await process.stopping.wait()
         pulling.cancel()
         await worker.stop()
+        await process.settled()

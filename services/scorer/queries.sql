@@ -22,13 +22,36 @@ INSERT INTO results (
     input_digest, input_tokens, output_tokens, cached_tokens, reasoning_tokens, latency_ms, first_byte_ms, started_at,
     calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices
 )
-SELECT $1, * FROM unnest(
-    $2::int[], $3::int[], $4::int[], $5::smallint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[],
-    $11::text[], $12::bytea[], $13::int[], $14::int[], $15::int[], $16::int[], $17::float8[], $18::float8[],
-    $19::timestamptz[], $20::int[], $21::bigint[], $22::jsonb[], $23::text[], $24::bigint[], $25::text[], $26::jsonb[]
-)
+SELECT $1, * FROM unnest($2::result_row[])
 ON CONFLICT DO NOTHING
 RETURNING position, trial;
+
+-- name: store_new
+-- The whole of a batch in one trip, when all of it is new and the run is open; otherwise nothing of it.
+WITH inserted AS (
+    INSERT INTO results (
+        run_id, position, trial, attempt, outcome, case_id, response, reasoning, finish_reason, reported_model, error,
+        input_digest, input_tokens, output_tokens, cached_tokens, reasoning_tokens, latency_ms, first_byte_ms,
+        started_at, calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices
+    )
+    SELECT $1, * FROM unnest($2::result_row[])
+    ON CONFLICT DO NOTHING
+    RETURNING 1
+), scored AS (
+    INSERT INTO scores (run_id, scoring, rule, position, trial, value, passed, answer, explanation, error)
+    SELECT $1, 0, * FROM unnest($3::score_row[])
+    ON CONFLICT DO NOTHING
+), counted AS (
+    UPDATE run_progress
+    SET recorded = recorded + $4, scored = scored + $5, passed = passed + $6, faults = faults + $7,
+        calls = calls + $8, input_tokens = input_tokens + $9, output_tokens = output_tokens + $10,
+        cost_picousd = cost_picousd + $11, calls_of_unknown_cost = calls_of_unknown_cost + $12
+    WHERE run_id = $1 AND sealed_at IS NULL
+      -- Not before the results are in: the lock is the last thing to wait for.
+      AND (SELECT count(*) FROM inserted) = $4
+    RETURNING 1
+)
+SELECT must(EXISTS (SELECT FROM counted));
 
 -- name: lock_results
 -- In one order everywhere, so that two batches never wait for each other.
@@ -66,8 +89,7 @@ RETURNING position, trial, attempt;
 
 -- name: insert_scores
 INSERT INTO scores (run_id, scoring, rule, position, trial, value, passed, answer, explanation, error)
-SELECT $1, 0, * FROM unnest($2::smallint[], $3::int[], $4::int[], $5::float8[], $6::boolean[], $7::text[], $8::text[],
-                            $9::text[])
+SELECT $1, 0, * FROM unnest($2::score_row[])
 ON CONFLICT DO NOTHING;
 
 -- name: add_progress
@@ -91,8 +113,8 @@ SELECT run_id, recorded, scored, passed, faults, calls, input_tokens, output_tok
 FROM run_progress WHERE run_id = ANY($1::text[]);
 
 -- name: sealed_progress
-SELECT seal, pending_scores, final_state, seconds, recorded, calls, input_tokens, output_tokens, cost_picousd,
-       calls_of_unknown_cost
+SELECT seal, pending_scores, final_state, seconds, recorded, scored, passed, faults, calls, input_tokens,
+       output_tokens, cost_picousd, calls_of_unknown_cost
 FROM run_progress WHERE run_id = $1 AND sealed_at IS NOT NULL;
 
 -- name: try_claim_report

@@ -35,6 +35,9 @@ class Reporter:
             async with connection.transaction(isolation="repeatable_read"):
                 if not await connection.fetchval(SQL["try_claim_report"], spec.run):
                     return False
+                # A run that has just been written has no statistics yet, and a planner that takes it for tiny joins
+                # it row by row: measured, 36 s instead of 0.1 s for 50,000 results.
+                await connection.execute("SET LOCAL enable_nestloop = off")
                 inputs = await _gather(connection, spec, standing)
                 document = build_report(inputs).model_dump(mode="json") | {
                     "number": standing.seal,

@@ -18,6 +18,9 @@ SQL = load_queries(Path(__file__).with_name("queries.sql"))
 
 Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 
+#: The code of the exception that `must` raises.
+_DOES_NOT_FIT = "BG001"
+
 #: The number of a run's first pass of rules; scoring again makes further ones.
 FIRST_SCORING = 0
 
@@ -67,6 +70,22 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
     """
     # One order in all transactions: two that meet on the same trials wait, and never for each other.
     ordered = sorted(batch, key=lambda item: (item.record.position, item.record.trial, item.record.attempt))
+    totals = Totals()
+    for item in ordered:
+        item.count_in(totals)
+        totals.add_spend(item.record)
+    try:
+        await connection.execute(
+            SQL["store_new"], run_id, _result_rows(ordered), _score_rows(ordered), *_added(totals)
+        )
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != _DOES_NOT_FIT:
+            raise
+        await _store_step_by_step(connection, run_id, ordered)
+
+
+async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequence[ScoredRecord]) -> None:
+    """The same for a batch of which something is held already."""
     async with connection.transaction():
         inserted = await _insert(connection, run_id, ordered)
         standing: list[ScoredRecord] = []
@@ -82,63 +101,80 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
             totals.add_spend(item.record)
         if known:
             standing += await _settle(connection, run_id, known, totals)
-        await _insert_scores(connection, run_id, standing)
-        counted = await connection.fetchval(
-            SQL["add_progress"],
-            run_id,
-            totals.recorded,
-            totals.scored,
-            totals.passed,
-            totals.faults,
-            totals.calls,
-            totals.input_tokens,
-            totals.output_tokens,
-            totals.cost_picousd,
-            totals.calls_of_unknown_cost,
-        )
-        if counted is None:
+        await connection.execute(SQL["insert_scores"], run_id, _score_rows(standing))
+        if await connection.fetchval(SQL["add_progress"], run_id, *_added(totals)) is None:
             raise LeaseLost(f"run {run_id} is sealed: it takes no more results")
 
 
 async def _insert(connection: Connection, run_id: str, items: Sequence[ScoredRecord]) -> dict[TrialKey, int]:
     """Insert what has no result yet; answers with the attempts that went in."""
-    records = [item.record for item in items]
-    rows = await connection.fetch(
-        SQL["insert_results"],
-        run_id,
-        [r.position for r in records],
-        [r.trial for r in records],
-        [r.attempt for r in records],
-        [r.outcome for r in records],
-        [r.case_id for r in records],
-        [r.response for r in records],
-        [r.reasoning for r in records],
-        [r.finish_reason for r in records],
-        [r.reported_model for r in records],
-        [r.error for r in records],
-        [r.input_digest for r in records],
-        [r.input_tokens for r in records],
-        [r.output_tokens for r in records],
-        [r.cached_tokens for r in records],
-        [r.reasoning_tokens for r in records],
-        [r.latency_ms for r in records],
-        [r.first_byte_ms for r in records],
-        [r.started_at for r in records],
-        [r.calls for r in records],
-        [r.cost_picousd for r in records],
-        [_json(r.failed_calls) for r in records],
-        [r.payload_digest for r in records],
-        [r.payload_bytes for r in records],
-        [r.cluster for r in records],
-        [_json(r.slices) for r in records],
-    )
+    rows = await connection.fetch(SQL["insert_results"], run_id, _result_rows(items))
     went_in = {(row[0], row[1]) for row in rows}
     # Of two attempts at one trial in one batch the first went in: that is the order they were given in.
     first: dict[TrialKey, int] = {}
-    for record in records:
+    for item in items:
+        record = item.record
         if (record.position, record.trial) in went_in:
             first.setdefault(record.key, record.attempt)
     return first
+
+
+def _result_rows(items: Iterable[ScoredRecord]) -> list[tuple[Any, ...]]:
+    """Rows of the type `result_row`."""
+    return [
+        (
+            r.position,
+            r.trial,
+            r.attempt,
+            r.outcome,
+            r.case_id,
+            r.response,
+            r.reasoning,
+            r.finish_reason,
+            r.reported_model,
+            r.error,
+            r.input_digest,
+            r.input_tokens,
+            r.output_tokens,
+            r.cached_tokens,
+            r.reasoning_tokens,
+            r.latency_ms,
+            r.first_byte_ms,
+            r.started_at,
+            r.calls,
+            r.cost_picousd,
+            _json(r.failed_calls),
+            r.payload_digest,
+            r.payload_bytes,
+            r.cluster,
+            _json(r.slices),
+        )
+        for r in (item.record for item in items)
+    ]
+
+
+def _score_rows(items: Iterable[ScoredRecord]) -> list[tuple[Any, ...]]:
+    """Rows of the type `score_row`."""
+    return [
+        (rule, item.record.position, item.record.trial, *score)
+        for item in items
+        for rule, score in enumerate(item.scores)
+    ]
+
+
+def _added(totals: Totals) -> tuple[int, ...]:
+    """What the statements that change a run's progress take, in their order."""
+    return (
+        totals.recorded,
+        totals.scored,
+        totals.passed,
+        totals.faults,
+        totals.calls,
+        totals.input_tokens,
+        totals.output_tokens,
+        totals.cost_picousd,
+        totals.calls_of_unknown_cost,
+    )
 
 
 async def _settle(
@@ -205,20 +241,6 @@ async def _file(connection: Connection, run_id: str, records: Sequence[Record], 
             totals.add_spend(record)
 
 
-async def _insert_scores(connection: Connection, run_id: str, items: Sequence[ScoredRecord]) -> None:
-    rows = [
-        (rule, item.record.position, item.record.trial, *score)
-        for item in items
-        for rule, score in enumerate(item.scores)
-    ]
-    if not rows:
-        return
-    rule, position, trial, value, passed, answer, explanation, error = zip(*rows, strict=True)
-    await connection.execute(
-        SQL["insert_scores"], run_id, rule, position, trial, value, passed, answer, explanation, error
-    )
-
-
 def _columns(keys: Iterable[TrialKey]) -> tuple[list[int], list[int]]:
     pairs = list(keys)
     return [key.position for key in pairs], [key.trial for key in pairs]
@@ -253,6 +275,9 @@ async def seal(
 def _totals(row: asyncpg.Record) -> Totals:
     return Totals(
         recorded=row["recorded"],
+        scored=row["scored"],
+        passed=row["passed"],
+        faults=row["faults"],
         calls=row["calls"],
         input_tokens=row["input_tokens"],
         output_tokens=row["output_tokens"],
@@ -264,11 +289,7 @@ def _totals(row: asyncpg.Record) -> Totals:
 async def progress(connection: Connection, runs: Sequence[str]) -> dict[str, Totals]:
     """How far runs are, by id; those without any result are left out."""
     rows = await connection.fetch(SQL["get_progress"], list(runs))
-    totals: dict[str, Totals] = {}
-    for row in rows:
-        fields = dict(row)
-        totals[fields.pop("run_id")] = Totals(**fields)
-    return totals
+    return {row["run_id"]: _totals(row) for row in rows}
 
 
 async def spec_of(connection: Connection, run_id: str) -> bytes:

@@ -1,7 +1,7 @@
 -- Runs, their shards, and who works on them. The shard table is the queue.
 --
 -- Whatever changes shards, permits or the state of runs that share a permit pool (`pool`) holds that pool's advisory
--- lock; see services/hub/runs/locks.py. Only two things do without: a new run, and the end of a sealed one.
+-- lock (services/hub/runs/locks.py); only a new run does without.
 
 CREATE TABLE runs (
     id               text COLLATE "C" PRIMARY KEY,

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from benchgen.bundle import (
     MANIFEST_FILE,
+    BundleInvalid,
     BundleTree,
     EnvironmentManifest,
     Materialised,
+    Problem,
     materialise,
     open_zip,
     validate,
@@ -32,10 +34,30 @@ def build(archive: Path, out: Path, say: Callable[[Stage], object]) -> Built:
     tree = open_zip(archive)
     say(Opened(tree.digest))
     manifest = validate(tree)
+    _refuse_nul(manifest)
     say(Checked(tree.digest, manifest.name, manifest.version))
     data = materialise(tree, manifest, out)
     pack_tree(tree, out / BUNDLE_FILE)
     return Built(_content(tree, manifest, data), manifest.verify.oracle_min, manifest.verify.empty_max)
+
+
+def _refuse_nul(manifest: EnvironmentManifest) -> None:
+    """YAML can spell a character that PostgreSQL's texts cannot hold."""
+    texts = {
+        "title": manifest.title,
+        "description": manifest.description,
+        "tags": "".join(manifest.tags),
+        "license": manifest.license or "",
+        "dataset.split": manifest.dataset.split,
+        "harness.generation.stop": "".join(manifest.harness.generation.stop),
+    }
+    problems = [
+        Problem(MANIFEST_FILE, "expected text without NUL characters, found one", field=field)
+        for field, text in texts.items()
+        if "\0" in text
+    ]
+    if problems:
+        raise BundleInvalid(problems)
 
 
 def _content(tree: BundleTree, manifest: EnvironmentManifest, data: Materialised) -> VersionContent:

@@ -10,6 +10,7 @@ import argparse
 import os
 import resource
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main() -> int:
     _limit(arguments.memory, arguments.cpu)
     # Imported under the limits: each thread of a library's pool takes address space.
     os.environ["OMP_NUM_THREADS"] = "1"
+    tempfile.tempdir = str(arguments.out)
     from benchgen.bundle.problems import BundleInvalid, Problem
     from services.hub.publishing.build import build
     from services.hub.publishing.outcome import RESULT_FILE, Result, write_result, write_stage

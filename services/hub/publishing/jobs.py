@@ -77,7 +77,7 @@ class Publisher:
         limits: Limits,
         stopping: asyncio.Event,
         *,
-        claim_seconds: float = 30.0,
+        claim_seconds: float = 10.0,
         pause_seconds: float = 2.0,
     ) -> None:
         self._pool = pool

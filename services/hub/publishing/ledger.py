@@ -109,7 +109,9 @@ async def reject(
     :raises ClaimLost: somebody else works on it.
     """
     stored = None if verification is None else _dump(verification)
-    _expect(await conn.fetchval(SQL["reject"], held.publication, held.token, _dump(problems[:100]), stored))
+    # Names in a bad bundle can hold what PostgreSQL cannot.
+    listed = orjson.dumps(list(problems[:100])).replace(rb"\u0000", rb"\ufffd")
+    _expect(await conn.fetchval(SQL["reject"], held.publication, held.token, listed.decode(), stored))
 
 
 async def finish_known(conn: Queryable, held: Claim, version: Version) -> None:

@@ -62,10 +62,11 @@ async def run_child(
             raise
         return _refused(f"found that it needs more than {limits.seconds:g} s")
     finally:
-        # The whole session: whatever the child may have started ends with it.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        if process.returncode is None:
+            # The whole session: whatever the child may have started ends with it.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
     if watch.done() and not watch.cancelled():
         watch.result()
         return _refused(f"found that it writes more than {limits.output_bytes // MIB:,} MiB")
@@ -116,10 +117,11 @@ async def _watch_output(out: Path, most: int, process: asyncio.subprocess.Proces
 
 def _written(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        # Files come and go while it works.
-        with suppress(FileNotFoundError):
-            total += path.stat().st_size
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # Files come and go while it works.
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(place, name)).st_size
     return total
 
 

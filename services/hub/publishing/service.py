@@ -1,6 +1,6 @@
 """EnvironmentService: takes uploads, and serves what was published."""
 
-# ruff: noqa: N802, ARG002 - gRPC names the methods and passes a context
+# ruff: noqa: N802 - gRPC names the methods and passes a context
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
+import orjson
+
 from benchgen.errors import InvalidInput
 
 DEFAULT_CONCURRENCY = 64
@@ -17,7 +19,7 @@ MOST_CONCURRENCY = 100_000
 BUILTIN_CONCURRENCY = 256
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-_PRICE = re.compile(r"\d{1,9}(\.\d{1,12})?")
+_PRICE = re.compile(r"[0-9]{1,9}(\.[0-9]{1,12})?")
 _SECRET = re.compile(r"[\x21-\x7e]{1,4096}")
 #: What the runner writes into every request itself.
 _RESERVED = frozenset({"model", "messages", "stream", "temperature", "top_p", "max_tokens", "stop"})
@@ -44,6 +46,8 @@ class Generation:
             found.append(f"generation.max_tokens: expected at least 1, found {self.max_tokens}")
         if len(self.stop) > 16 or not all(self.stop) or len(set(self.stop)) != len(self.stop):
             found.append("generation.stop: expected at most 16 different texts, none of them empty")
+        if "\0" in "".join(self.stop) or b"\\u0000" in orjson.dumps(dict(self.extra)):
+            found.append("generation: expected text without NUL characters, found one")
         reserved = sorted(_RESERVED & self.extra.keys())
         if reserved:
             found.append(
@@ -97,8 +101,8 @@ def checked_model(row: ModelRow, secret: str) -> ModelRow:
         problems.append("model_id: expected the id that the endpoint knows, 1 to 200 printable characters")
     if not 0 <= row.max_concurrency <= MOST_CONCURRENCY:
         problems.append(f"max_concurrency: expected 1 to {MOST_CONCURRENCY:,}, found {row.max_concurrency}")
-    if len(row.description) > 500:
-        problems.append(f"description: expected at most 500 characters, found {len(row.description):,}")
+    if len(row.description) > 500 or not row.description.isprintable():
+        problems.append("description: expected one line of at most 500 printable characters")
     if secret and not _SECRET.fullmatch(secret):
         problems.append("secret: expected up to 4,096 visible ASCII characters without blanks or line breaks")
     problems += row.price.problems() + row.generation.problems()

@@ -1,6 +1,6 @@
 """ModelService: registers, lists, tests and removes models."""
 
-# ruff: noqa: N802, ARG002 - gRPC names the methods and passes a context
+# ruff: noqa: N802 - gRPC names the methods and passes a context
 
 from __future__ import annotations
 

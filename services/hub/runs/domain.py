@@ -24,6 +24,7 @@ from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 
 RunId = NewType("RunId", str)
 RunnerId = NewType("RunnerId", str)
+NOBODY = RunnerId("")
 Pool = NewType("Pool", str)
 """Runs with the same pool share the permits of one model."""
 

@@ -1,6 +1,6 @@
 """LeaseService: what runners ask for, and the signed leases that they get."""
 
-# ruff: noqa: N802, ARG002 - gRPC names the methods and passes a context
+# ruff: noqa: N802 - gRPC names the methods and passes a context
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from services.common.signing import Signer, Verifier
 from services.hub.runs import store
 from services.hub.runs.domain import RunnerId, ShardId, Verdict
 from services.hub.runs.leases import Lease, Leases, Return
-from services.hub.runs.plans import Plans
 from services.hub.runs.planning import positions
+from services.hub.runs.plans import Plans
 from services.hub.runs.wakes import Wakes
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -13,6 +14,7 @@ from services.common.bus import Bus
 from services.hub.registry.store import Conn
 from services.hub.runs import dealing, domain, events, lease_store, store
 from services.hub.runs.domain import (
+    NOBODY,
     LeaseKind,
     LeaseView,
     Pool,
@@ -148,7 +150,7 @@ class Leases:
             if (
                 view.attempt == attempt
                 and view.state is not ShardState.RUNNING
-                and view.runner in ("", runner)
+                and view.runner in (NOBODY, runner)
             ):
                 return
             if not view.held_by(runner, attempt):
@@ -158,7 +160,7 @@ class Leases:
             await self.take_back(conn, shard, attempt, view.run_state, faults=faults, reason=message)
             settled = await self._settle(conn, pool, runner, now, now.leases - 1, None)
         self.wake(shard.run, run_changed=True)
-        await self.ring([*settled.ring, *stopped])
+        await self.ring({*settled.ring, *stopped})
 
     async def take_back(
         self,
@@ -169,7 +171,7 @@ class Leases:
         *,
         faults: int,
         reason: str,
-        holder: RunnerId = RunnerId(""),
+        holder: RunnerId = NOBODY,
     ) -> None:
         """Let a shard whose lease ended wait again, or give it up.
 
@@ -201,7 +203,7 @@ class Leases:
             self._wakes.seal.set()
             self._wakes.run_changed(run)
 
-    async def ring(self, runners: list[RunnerId] | tuple[RunnerId, ...]) -> None:
+    async def ring(self, runners: Iterable[RunnerId]) -> None:
         """Ask runners to renew at once."""
         for runner in runners:
             event = events.renew_leases(runner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -83,7 +84,9 @@ class Loader:
             log.warning("load.failed", shard=str(shard), error=error.message)
             await self._release(shard, lease, Return.FAULT, error.message)
         else:
-            await self._leases.complete(LOADED_POOL, shard, lease.attempt, LOADER, 0)
+            # Where the lease ran out and another hub loads it again, nothing is lost.
+            with suppress(LeaseLost):
+                await self._leases.complete(LOADED_POOL, shard, lease.attempt, LOADER, 0)
 
     async def _call(self, shard: ShardId, lease: Lease) -> None:
         plan = await self._plans.get(shard.run)
@@ -106,4 +109,5 @@ class Loader:
         await self._release(shard, lease, Return.STOPPING, error.message)
 
     async def _release(self, shard: ShardId, lease: Lease, why: Return, message: str) -> None:
-        await self._leases.release(LOADED_POOL, shard, lease.attempt, LOADER, why, message)
+        with suppress(LeaseLost):
+            await self._leases.release(LOADED_POOL, shard, lease.attempt, LOADER, why, message)

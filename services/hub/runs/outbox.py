@@ -1,4 +1,4 @@
-"""Publishes events after the transactions that they belong to. The statements that write them are in ``queries.sql``."""
+"""Events that are published after the transaction that they belong to, and only if it commits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import asyncpg
 from services.common.bus import Bus
 from services.hub.registry.store import Conn
 from services.hub.runs.events import Event
-from services.hub.runs.store import SQL
 
 _BATCH = 100
+_ADD = "INSERT INTO outbox (subject, payload) VALUES ($1, $2)"
+_NEXT = "SELECT id, subject, payload, message_id FROM outbox ORDER BY id LIMIT $1"
+_REMOVE = "DELETE FROM outbox WHERE id = ANY($1)"
 
 
 async def add(conn: Conn, event: Event) -> None:
-    """Publish an event if, and only if, the caller's transaction commits."""
-    await conn.execute(SQL["outbox_add"], event.subject, event.payload)
+    """Publish an event when the transaction of this connection has committed."""
+    await conn.execute(_ADD, event.subject, event.payload)
 
 
 class Outbox:
@@ -31,10 +33,10 @@ class Outbox:
         """
         while True:
             async with self._db.acquire() as conn:
-                rows = await conn.fetch(SQL["outbox_next"], _BATCH)
+                rows = await conn.fetch(_NEXT, _BATCH)
             if not rows:
                 return
             for row in rows:
                 await self._bus.publish(row["subject"], row["payload"], message_id=row["message_id"])
             async with self._db.acquire() as conn:
-                await conn.execute(SQL["outbox_done"], [row["id"] for row in rows])
+                await conn.execute(_REMOVE, [row["id"] for row in rows])

@@ -5,8 +5,6 @@ WITH run AS (
     VALUES ($1, $2, $3, $4, $5, split_part($5, '@', 1), $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)
     ON CONFLICT (request_id) DO NOTHING
     RETURNING id
-), event AS (
-    INSERT INTO outbox (subject, payload) SELECT $17, $18 FROM run
 )
 INSERT INTO shards (run_id, number, pool, first, count)
 SELECT run.id, number, $8, number * $16, least($16, $14 - number * $16)
@@ -39,19 +37,14 @@ SELECT EXISTS (SELECT FROM runs
 SELECT pool, spec FROM runs WHERE id = $1
 
 -- name: move_run
-WITH moved AS (
-    UPDATE runs
-    SET state = $3,
-        state_message = coalesce($4, state_message),
-        epoch = epoch + $5,
-        started_at = CASE WHEN $3 = 'RUNNING' THEN coalesce(started_at, statement_timestamp()) ELSE started_at END,
-        ended_at = CASE WHEN $6 THEN statement_timestamp() END
-    WHERE id = $1 AND state = $2
-    RETURNING id
-), event AS (
-    INSERT INTO outbox (subject, payload) SELECT $7, $8 FROM moved
-)
-SELECT count(*) = 1 FROM moved
+UPDATE runs
+SET state = $3,
+    state_message = coalesce($4, state_message),
+    epoch = epoch + $5,
+    started_at = CASE WHEN $3 = 'RUNNING' THEN coalesce(started_at, statement_timestamp()) ELSE started_at END,
+    ended_at = CASE WHEN $6 THEN statement_timestamp() END
+WHERE id = $1 AND state = $2
+RETURNING true
 
 -- name: lease_view
 -- A shard, its run, and the table that the permits of its pool are dealt at.
@@ -247,9 +240,3 @@ CROSS JOIN LATERAL (
 WHERE r.pool = $1 AND r.state IN ('QUEUED', 'RUNNING')
 ORDER BY r.priority DESC, r.created_at, s.number
 LIMIT $2
-
--- name: outbox_next
-SELECT id, subject, payload, message_id FROM outbox ORDER BY id LIMIT $1
-
--- name: outbox_done
-DELETE FROM outbox WHERE id = ANY($1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -85,7 +84,3 @@ class Sealer:
             if delay is not None:
                 await asyncio.sleep(delay)
         return False
-
-
-SWEEP = timedelta(milliseconds=500)
-"""How often to look without being woken."""

@@ -13,7 +13,7 @@ import asyncpg
 from benchgen.errors import NotFound
 from services.common.queries import load_queries
 from services.hub.registry.store import Conn
-from services.hub.runs import events
+from services.hub.runs import events, outbox
 from services.hub.runs.domain import (
     ENDED,
     Pool,
@@ -95,7 +95,6 @@ class Cursor(NamedTuple):
 
 async def insert_run(conn: Conn, run: NewRun) -> bool:
     """Insert a run with its shards and its first event; False when its request has made one already."""
-    event = events.run_changed(run.id)
     status = await conn.execute(
         SQL["insert_run"],
         run.id,
@@ -114,10 +113,11 @@ async def insert_run(conn: Conn, run: NewRun) -> bool:
         run.planned,
         run.shards,
         run.shard_size,
-        event.subject,
-        event.payload,
     )
-    return status != "INSERT 0 0"
+    if status == "INSERT 0 0":
+        return False
+    await outbox.add(conn, events.run_changed(run.id))
+    return True
 
 
 async def known_request(conn: Conn, request_id: UUID) -> KnownRequest | None:
@@ -166,7 +166,7 @@ async def move_run(
     message: str | None = None,
     ends_epoch: bool = False,
 ) -> RunState | None:
-    """Let an event happen to a run that is in ``state``: the change and the word of it are one.
+    """Let an event happen to a run that is in ``state``, within the caller's transaction, and tell of it afterwards.
 
     :returns: the new state; None when the run is in another state than ``state`` by now.
     :raises FailedPrecondition: that cannot happen in this state.
@@ -174,19 +174,11 @@ async def move_run(
     following = transition(state, event)
     if following == state:
         return state
-    changed = events.run_changed(run)
-    moved = await conn.fetchval(
-        SQL["move_run"],
-        run,
-        state,
-        following,
-        message,
-        int(ends_epoch),
-        following in ENDED,
-        changed.subject,
-        changed.payload,
-    )
-    return following if moved else None
+    values = (run, state, following, message, int(ends_epoch), following in ENDED)
+    if await conn.fetchval(SQL["move_run"], *values) is None:
+        return None
+    await outbox.add(conn, events.run_changed(run))
+    return following
 
 
 async def abandon_waiting(conn: Conn, run: RunId, reason: str) -> int:

@@ -111,6 +111,27 @@ CREATE TABLE scores (
 -- The failed cases of a run are what people page through first.
 CREATE INDEX scores_not_passed ON scores (run_id, scoring, rule, position, trial) WHERE passed IS NOT TRUE;
 
+-- What a batch is sent as: an array of each. Arrays of columns cost several times as much to encode.
+CREATE TYPE result_row AS (
+    position int, trial int, attempt int, outcome smallint, case_id text, response text, reasoning text,
+    finish_reason text, reported_model text, error text, input_digest bytea, input_tokens int, output_tokens int,
+    cached_tokens int, reasoning_tokens int, latency_ms float8, first_byte_ms float8, started_at timestamptz,
+    calls int, cost_picousd bigint, failed_calls jsonb, payload_digest text, payload_bytes bigint, cluster text,
+    slices jsonb
+);
+CREATE TYPE score_row AS (
+    rule smallint, position int, trial int, value float8, passed boolean, answer text, explanation text, error text
+);
+
+-- Ends a statement, and with it all that it did, unless what it is given holds.
+CREATE FUNCTION must(holds boolean) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF holds IS NOT TRUE THEN
+        RAISE EXCEPTION 'the fast path does not fit' USING ERRCODE = 'BG001';
+    END IF;
+END
+$$;
+
 CREATE TABLE reports (
     run_id      text NOT NULL REFERENCES runs ON DELETE CASCADE,
     number      int NOT NULL,

@@ -279,6 +279,18 @@ async def test_all_problems_of_a_bad_bundle_are_kept_and_nothing_else(hub: Hub, 
     assert left(hub) == []
 
 
+@pytest.mark.parametrize(
+    ("found", "written", "field"),
+    [("A few sums", '"A few\\0sums"', "title"), ("category", '"cat\\0egory"', "cat\ufffdegory")],
+)
+async def test_characters_that_cannot_be_stored_are_a_problem_too(
+    hub: Hub, tmp_path: Path, found: str, written: str, field: str
+) -> None:
+    ended = await hub.publish(zipped(bundle(manifest().replace(found, written)), tmp_path / "a.zip"))
+    assert ended.state == Publication.STATE_REJECTED
+    assert [problem.field for problem in ended.problems] == [field]
+
+
 async def test_something_that_is_no_zip_is_refused(hub: Hub) -> None:
     ended = await hub.publish(b"PK\x03\x04 and then nothing of the kind")
     assert ended.state == Publication.STATE_REJECTED
