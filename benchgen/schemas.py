@@ -255,7 +255,7 @@ def result_json(result: result_pb2.Result) -> Json:
         "target": json.loads(result.target_json) if result.target_json else None,
         "scores": {score.rule: _score_json(score) for score in result.scores},
         "latency_ms": _optional(result, "latency_ms"),
-        "tokens": _usage_json(result.usage) if result.HasField("usage") else None,
+        "tokens": usage_json(result.usage) if result.HasField("usage") else None,
         "cost_usd": None if picousd is None else picousd / PICOUSD,
         "error": result.error or None,
         "finish_reason": result.finish_reason or None,
@@ -283,12 +283,13 @@ def _failed_call_json(call: result_pb2.FailedCall) -> Json:
         "http_status": call.http_status or None,
         "error": call.error,
         "latency_ms": call.latency_ms,
-        "tokens": _usage_json(call.usage) if call.HasField("usage") else None,
+        "tokens": usage_json(call.usage) if call.HasField("usage") else None,
         "wait_ms": call.wait_ms,
     }
 
 
-def _usage_json(usage: result_pb2.Usage) -> Json | None:
+def usage_json(usage: result_pb2.Usage) -> Json | None:
+    """The tokens of one call; None when nothing was reported."""
     counted = _tokens(_optional(usage, "input_tokens"), _optional(usage, "output_tokens"))
     if counted is None:
         return None
@@ -320,7 +321,7 @@ def report_json(report: result_pb2.Report) -> Json:
         },
         "primary_rule": report.primary_rule,
         "metrics": _metrics_json(report.metrics),
-        "slices": {field: _metrics_json(report.slices[field].values) for field in sorted(report.slices)},
+        "slices": {field: _slices_json(report.slices[field].values) for field in sorted(report.slices)},
         "outcomes": outcomes_json(report.outcomes),
         "latency_ms": {
             "mean": report.latency_ms.mean,
@@ -349,6 +350,18 @@ def outcomes_json(outcomes: Mapping[str, int]) -> dict[str, int]:
 
 def _metrics_json(metrics: Mapping[str, result_pb2.Metric]) -> dict[str, Json]:
     return {name: _metric_json(metrics[name]) for name in sorted(metrics)}
+
+
+def _slices_json(values: Mapping[str, result_pb2.Metric]) -> dict[str, Json]:
+    """The primary rule by the values of a field; what trials did is counted for the whole run only."""
+    return {
+        value: {
+            "mean": _optional(values[value], "mean"),
+            "ci95": list(values[value].ci95) or None,
+            "n": values[value].n,
+        }
+        for value in sorted(values)
+    }
 
 
 def _metric_json(metric: result_pb2.Metric) -> Json:

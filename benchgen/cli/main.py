@@ -112,7 +112,7 @@ def _explain(error: errors.BenchgenError) -> Exit:
         for problem in problems:
             click.echo(str(problem), err=True)
         count = len(problems) + int(getattr(error, "more", 0))
-        _say(f"{count} problem{'' if count == 1 else 's'} found", "nothing was published")
+        _say(f"{count} problem{'' if count == 1 else 's'} found")
         return Exit.BAD_INPUT
     hint = ""
     if isinstance(error, errors.Unauthenticated):

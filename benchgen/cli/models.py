@@ -67,7 +67,10 @@ def model(context: click.Context) -> None:
 @click.option("--price-out", metavar="USD", callback=_price, help="US dollars per million reply tokens.")
 @click.option("--price-cached", metavar="USD", callback=_price, help="The same for tokens read from a cache.")
 @click.option(
-    "--max-concurrency", type=click.IntRange(min=1), help="The most calls at the same time. [default: 64]"
+    "--max-concurrency",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="The most calls at the same time. [default: 64]",
 )
 @click.option("--description", default="", help="One line about it.")
 @generation_options
@@ -239,7 +242,7 @@ def test(target: Target, *, name: str, as_json: bool) -> None:
             ("reply", text.clean(answer.response) or "(empty)"),
             ("model", text.clean(answer.reported_model)),
             ("latency", text.milliseconds(answer.latency_ms)),
-            ("tokens", f"{tokens['input']} in, {tokens['output']} out" if tokens else "not reported"),
+            ("tokens", text.tokens(tokens["input"], tokens["output"]) if tokens else "not reported"),
         ]
         click.echo(f"{name} answers")
         emit(fields(rows))

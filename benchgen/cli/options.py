@@ -79,10 +79,20 @@ def generation_options(function: Function) -> Function:
     """How a model is asked: what is not given is left as it is."""
     options = (
         click.option(
-            "--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest word."
+            "--temperature",
+            metavar="X",
+            type=click.FloatRange(min=0),
+            help="0 always takes the likeliest word.",
         ),
-        click.option("--top-p", type=click.FloatRange(min=0, min_open=True, max=1), help="Nucleus sampling."),
-        click.option("--max-tokens", type=click.IntRange(min=1), help="The longest a reply may get."),
+        click.option(
+            "--top-p",
+            metavar="X",
+            type=click.FloatRange(min=0, min_open=True, max=1),
+            help="Nucleus sampling.",
+        ),
+        click.option(
+            "--max-tokens", metavar="N", type=click.IntRange(min=1), help="The longest a reply may get."
+        ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End replies at this text. Repeatable."),
         click.option(
             "--extra", metavar="JSON", help='Further request fields, such as \'{"reasoning_effort": "low"}\'.'

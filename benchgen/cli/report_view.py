@@ -117,7 +117,7 @@ def _rest(run: run_pb2.Run, report: result_pb2.Report) -> Iterator[tuple[str, Re
         yield "latency", Text(" · ".join(f"{name} {text.milliseconds(value)}" for name, value in named))
     if report.HasField("tokens"):
         tokens = report.tokens
-        yield "tokens", Text(f"{text.count(tokens.input)} in · {text.count(tokens.output)} out")
+        yield "tokens", Text(text.tokens(tokens.input, tokens.output))
     elif report.calls:
         yield "tokens", Text("unknown: the endpoint reported none")
     yield "cost", Text(_cost(run, report))
@@ -145,21 +145,12 @@ def _cost(run: run_pb2.Run, report: result_pb2.Report) -> str:
 
 
 def _slices(field: str, values: Mapping[str, result_pb2.Metric]) -> Table:
-    rows = table(
-        field,
-        "n",
-        "accuracy",
-        "95% interval",
-        "passed",
-        "failed",
-        right=["n", "accuracy", "passed", "failed"],
-    )
+    rows = table(field, "n", "accuracy", "95% interval", right=["n", "accuracy"])
     for value in sorted(values):
         metric = values[value]
         mean = text.score(metric.mean) if metric.HasField("mean") else "–"
         interval = _interval(metric) if metric.ci95 else "–"
-        numbers = (text.count(metric.passed), text.count(metric.failed))
-        rows.add_row(text.clean(value), text.count(metric.n), mean, interval, *numbers)
+        rows.add_row(text.clean(value), text.count(metric.n), mean, interval)
     return rows
 
 

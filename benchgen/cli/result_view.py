@@ -52,9 +52,9 @@ def _head(spec: run_pb2.RunSpec, result: result_pb2.Result, primary: result_pb2.
 def _measured(result: result_pb2.Result) -> Iterator[str]:
     if result.HasField("latency_ms"):
         yield text.milliseconds(result.latency_ms)
-    usage = result.usage
-    if usage.HasField("input_tokens") or usage.HasField("output_tokens"):
-        yield f"{text.count(usage.input_tokens)} + {text.count(usage.output_tokens)} tokens"
+    usage = schemas.usage_json(result.usage)
+    if usage is not None:
+        yield f"tokens {text.tokens(usage['input'], usage['output'])}"
     if result.HasField("cost_picousd"):
         yield text.usd(result.cost_picousd / schemas.PICOUSD)
     if result.failed_calls:

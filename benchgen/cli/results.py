@@ -67,6 +67,7 @@ def report(target: Target, *, run: str, as_json: bool) -> None:
 @click.option("--case", "case_id", default="", metavar="ID", help="Only this case.")
 @click.option(
     "--limit",
+    metavar="N",
     type=click.IntRange(min=0),
     help=f"The first N; 0 for all. [default: {_SHOWN}, with --json all]",
 )

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from benchgen.eval.v1 import result_pb2, run_pb2
 
 
+_SEEDS = 2**63
+
+
 def _share(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
     """A share from 0 to 1, also as a percentage."""
     if value is None:
@@ -41,10 +44,11 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='Score recorded answers instead: JSON lines {"case_id", "response"}.',
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N cases.")
-@click.option("--sample", type=click.IntRange(min=1), help="Only N cases, drawn with the seed.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N cases.")
+@click.option("--sample", metavar="N", type=click.IntRange(min=1), help="Only N cases, drawn with the seed.")
 @click.option(
     "--trials",
+    metavar="N",
     type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
@@ -52,7 +56,8 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**63 - 1),
+    metavar="N",
+    type=click.IntRange(min=0),
     default=0,
     show_default=True,
     help="Where all randomness starts.",
@@ -66,6 +71,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
 )
 @click.option(
     "--priority",
+    metavar="N",
     type=click.IntRange(-100, 100),
     default=0,
     show_default=True,
@@ -119,6 +125,8 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError(f"expected either --model NAME or --predictions FILE, found {found}")
     if given["limit"] and given["sample"]:
         raise click.UsageError("expected either --limit or --sample, found both")
+    if given["seed"] >= _SEEDS:
+        raise click.UsageError(f"--seed: expected less than {_SEEDS}, found {given['seed']}")
     if given["detach"] and given["fail_under"] is not None:
         raise click.UsageError("--fail-under needs the report, and --detach does not wait for it")
 

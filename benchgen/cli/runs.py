@@ -39,7 +39,12 @@ def runs(context: click.Context) -> None:
 @click.option("--model", default="", metavar="NAME", help="Only runs of this model.")
 @click.option("--state", type=click.Choice(_STATES), help="Only runs in this state.")
 @click.option(
-    "--limit", type=click.IntRange(min=0), default=20, show_default=True, help="The newest N; 0 for all."
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=20,
+    show_default=True,
+    help="The newest N; 0 for all.",
 )
 @json_option
 @server_options

@@ -12,7 +12,14 @@ from benchgen.cli.options import data_dir_option, json_option, pass_target
 
 
 @click.command()
-@click.option("--runners", type=click.IntRange(1, 64), default=2, show_default=True, help="How many runners.")
+@click.option(
+    "--runners",
+    metavar="N",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="How many runners.",
+)
 @click.option("--detach", is_flag=True, help="Come back when it is ready, and leave it running.")
 @data_dir_option
 @pass_target

@@ -20,6 +20,13 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def tokens(given: int | None, made: int | None) -> str:
+    """`120 in, 45 out`; `?` for what was not reported."""
+    return ", ".join(
+        f"{'?' if number is None else count(number)} {way}" for number, way in ((given, "in"), (made, "out"))
+    )
+
+
 def counted(number: int, word: str) -> str:
     """`1 case`, `1,319 cases`."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"

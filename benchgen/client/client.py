@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, Self
 
-from benchgen.client.transport import Pause, Transport
+from benchgen.client.transport import Transport
 from benchgen.errors import InvalidInput, NotFound, Unavailable
 from benchgen.eval.v1 import (
     environment_pb2,
@@ -53,11 +53,13 @@ class Client:
     """A connection to a BenchGen server. Use it as a context manager, or close it.
 
     Every method raises the errors of ``benchgen.errors``. While the server cannot be reached, calls are tried
-    again for ``patience`` seconds, and watching for ``watch_patience``; creations carry an id of their own,
-    so that none happens twice.
+    again; creations carry an id of their own, so that none happens twice.
 
     :param address: `HOST:PORT` of the server, or `https://HOST[:PORT]` for TLS.
     :param api_key: what the server's operator gave out, such as `bg_...`.
+    :param connect_seconds: how long to wait for a server that never answered, seconds.
+    :param patience: how long to wait for one that did: it may be starting again, seconds.
+    :param call_seconds: the longest one call may take, seconds.
     """
 
     def __init__(
@@ -65,12 +67,13 @@ class Client:
         address: str,
         api_key: str,
         *,
-        patience: float = 5.0,
-        watch_patience: float = 60.0,
+        connect_seconds: float = 5.0,
+        patience: float = 60.0,
         call_seconds: float = 60.0,
     ) -> None:
-        self._transport = Transport(address, api_key, patience=patience, call_seconds=call_seconds)
-        self._watch_patience = watch_patience
+        self._transport = Transport(
+            address, api_key, connect_seconds=connect_seconds, patience=patience, call_seconds=call_seconds
+        )
         channel = self._transport.channel
         self._environments = environment_pb2_grpc.EnvironmentServiceStub(channel)
         self._models = model_pb2_grpc.ModelServiceStub(channel)
@@ -307,7 +310,7 @@ class Client:
 
         A server that goes away for a while only makes a gap.
         """
-        pause = Pause(self._watch_patience)
+        pause = self._transport.pause()
         request = run_pb2.WatchRunRequest(name=run)
         while True:
             try:

@@ -40,17 +40,21 @@ class Transport:
     """A channel and the API key that goes with every call.
 
     :param address: `HOST:PORT`, or `https://HOST[:PORT]` for TLS.
-    :param patience: how long a call that is safe to repeat is tried again while the server cannot be reached,
-        seconds.
+    :param connect_seconds: how long a call is tried again while the server has never answered, seconds.
+    :param patience: how long it is tried again once the server has answered, seconds.
     :param call_seconds: the longest one call may take, seconds; uploads have no bound.
     """
 
-    def __init__(self, address: str, api_key: str, *, patience: float, call_seconds: float) -> None:
+    def __init__(
+        self, address: str, api_key: str, *, connect_seconds: float, patience: float, call_seconds: float
+    ) -> None:
         self.address = address
         self.channel = _open(address)
         self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._connect_seconds = connect_seconds
         self._patience = patience
         self._call_seconds = call_seconds
+        self._answered = False
 
     def close(self) -> None:
         """Close the channel; calls under way end with an error."""
@@ -74,7 +78,7 @@ class Transport:
         def once() -> Answer:
             return method(request, timeout=timeout, metadata=self._metadata)
 
-        return self.patiently(once) if repeat else _translated(once)
+        return self.patiently(once) if repeat else self._tried(once)
 
     def listed(
         self,
@@ -118,7 +122,9 @@ class Transport:
         """
         answers = method(request, timeout=seconds, metadata=self._metadata)
         try:
-            yield from answers
+            for answer in answers:
+                self._answered = True
+                yield answer
         except grpc.RpcError as failure:
             raise error_of(failure) from None
         finally:
@@ -126,13 +132,29 @@ class Transport:
 
     def patiently(self, once: Callable[[], Answer]) -> Answer:
         """Do something that is safe to repeat, again and again while the server cannot be reached."""
-        pause = Pause(self._patience)
+        pause = self.pause()
         while True:
             try:
-                return _translated(once)
-            except Unavailable:
+                return self._tried(once)
+            except Unavailable as error:
                 if not pause.rest():
-                    raise
+                    # gRPC tells the whole way to a refused connection; its last words say why.
+                    why = error.message.rpartition(": ")[2] if "connect" in error.message else error.message
+                    raise Unavailable(f"{self.address}: {why}") from None
+
+    def pause(self) -> Pause:
+        """What to wait with while the server cannot be reached."""
+        return Pause(self._patience if self._answered else self._connect_seconds)
+
+    def _tried(self, once: Callable[[], Answer]) -> Answer:
+        try:
+            answer = once()
+        except grpc.RpcError as failure:
+            error = error_of(failure)
+            self._answered = self._answered or not isinstance(error, Unavailable)
+            raise error from None
+        self._answered = True
+        return answer
 
 
 class Pause:
@@ -154,13 +176,6 @@ class Pause:
         time.sleep(self._wait)
         self._wait = min(self._wait * 2, _LONGEST_WAIT)
         return True
-
-
-def _translated(once: Callable[[], Answer]) -> Answer:
-    try:
-        return once()
-    except grpc.RpcError as failure:
-        raise error_of(failure) from None
 
 
 def _open(address: str) -> grpc.Channel:

@@ -17,7 +17,7 @@ BUCKET_PREFIX = "benchgen-"
 # Gateway and runners call hub and scorer, and those two each other.
 _CALLERS = {"hub": ("runner", "scorer", "gateway"), "scorer": ("hub", "runner", "gateway")}
 _SEE_SOLUTIONS = ("runner",)
-_PASSED_ON = ("PATH", "HOME", "LANG", "BENCHGEN_LOG_LEVEL")
+_PASSED_ON = ("PATH", "HOME", "LANG", "BENCHGEN_LOG_LEVEL", "BENCHGEN_LEASE_SECONDS")
 
 
 def runner_name(index: int) -> str:

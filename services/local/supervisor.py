@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from services.local import report
+from services.local.catalogue import publish_ready_environments
 from services.local.children import Child
 from services.local.errors import LocalStackError
 from services.local.files import tail
@@ -130,6 +131,13 @@ class Supervisor:
             raise LocalStackError(
                 f"not ready after {START_SECONDS:.0f} s: {waiting}; see the logs in {self._data.logs}"
             ) from None
+        if "gateway" in self._ready:
+            await asyncio.to_thread(
+                publish_ready_environments,
+                self._settings.address("gateway.grpc"),
+                self._settings.credentials.api_key,
+                self._data.path / "published.json",
+            )
         self._announced = True
         self._write_down()
         report.ready(self._state(), time.monotonic() - self._began)

@@ -1,0 +1,1 @@
+"""The HTTP API: JSON over the same calls that gRPC callers make."""

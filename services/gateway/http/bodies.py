@@ -1,0 +1,198 @@
+"""What requests carry, checked before any service sees it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from benchgen.eval.v1 import environment_pb2, model_pb2, run_pb2
+
+_FORM = ConfigDict(extra="forbid")
+
+Price = Annotated[Decimal, Field(ge=0, allow_inf_nan=False, max_digits=18)]
+
+
+def _text(price: Decimal | None) -> str:
+    return "" if price is None else format(price, "f")
+
+
+class GenerationBody(BaseModel):
+    """How a model is asked. What is left out is left to the environment, the model, and the endpoint."""
+
+    model_config = _FORM
+
+    temperature: Annotated[
+        float | None, Field(ge=0, allow_inf_nan=False, description="Sampling temperature.")
+    ] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1, description="Nucleus sampling.")] = None
+    max_tokens: Annotated[
+        int | None, Field(ge=1, le=2**32 - 1, description="The most tokens a reply may have.")
+    ] = None
+    stop: Annotated[list[str], Field(description="Sequences that end a reply.")] = []
+    extra: Annotated[
+        dict[str, Any], Field(description="Further fields of the request to the endpoint, sent as they are.")
+    ] = {}
+
+    def message(self) -> environment_pb2.Generation:
+        """The same as the services know it."""
+        return environment_pb2.Generation(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            extra_json=orjson.dumps(self.extra).decode() if self.extra else "",
+        )
+
+
+class PriceBody(BaseModel):
+    """What tokens cost, US dollars per million. A price that is left out is unknown, not 0."""
+
+    model_config = _FORM
+
+    input: Annotated[Price | None, Field(description="Tokens of prompts.", examples=["0.15"])] = None
+    output: Annotated[Price | None, Field(description="Tokens of replies.", examples=["0.60"])] = None
+    cached: Annotated[
+        Price | None,
+        Field(description="Tokens of prompts that were read from a cache; the input price else."),
+    ] = None
+
+    def message(self) -> model_pb2.Price:
+        """The same as the services know it."""
+        return model_pb2.Price(
+            input_usd_per_mtok=_text(self.input),
+            output_usd_per_mtok=_text(self.output),
+            cached_usd_per_mtok=_text(self.cached),
+        )
+
+
+class ModelBody(BaseModel):
+    """A model to register: an endpoint that speaks OpenAI's chat completions."""
+
+    model_config = _FORM | ConfigDict(
+        protected_namespaces=(),
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "gpt-4o-mini",
+                    "base_url": "https://api.openai.com/v1",
+                    "model": "gpt-4o-mini",
+                    "secret": "sk-...",
+                    "price_usd_per_mtok": {"input": "0.15", "output": "0.60"},
+                    "max_concurrency": 32,
+                }
+            ]
+        },
+    )
+
+    name: Annotated[str, Field(description="What runs call it.", min_length=1, max_length=200)]
+    base_url: Annotated[str, Field(description="Where it is, such as `https://host/v1`.", max_length=2000)]
+    model: Annotated[str, Field(description="The model's id at the endpoint.", max_length=500)]
+    secret: Annotated[
+        str | None,
+        Field(
+            description="The key that the endpoint wants. Stored encrypted, never returned.",
+            max_length=10_000,
+        ),
+    ] = None
+    description: Annotated[str, Field(description="One line about it.", max_length=1000)] = ""
+    price_usd_per_mtok: Annotated[PriceBody | None, Field(description="What tokens cost.")] = None
+    max_concurrency: Annotated[
+        int | None,
+        Field(ge=1, le=2**31 - 1, description="The most calls in flight over all runners; 64 else."),
+    ] = None
+    generation: Annotated[GenerationBody | None, Field(description="Defaults for requests.")] = None
+
+    def message(self) -> model_pb2.Model:
+        """The same as the services know it, without the secret."""
+        return model_pb2.Model(
+            name=self.name,
+            base_url=self.base_url,
+            model_id=self.model,
+            api=model_pb2.Model.API_OPENAI_CHAT,
+            description=self.description,
+            price=self.price_usd_per_mtok.message() if self.price_usd_per_mtok else None,
+            max_concurrency=self.max_concurrency or 0,
+            generation=self.generation.message() if self.generation else None,
+        )
+
+
+class PredictionsBody(BaseModel):
+    """Recorded answers, as `POST /api/v1/predictions` returned them."""
+
+    model_config = _FORM
+
+    digest: Annotated[
+        str, Field(pattern="^[0-9a-f]{64}$", description="sha256 that names the stored answers.")
+    ]
+    rows: Annotated[int, Field(ge=0, le=2**32 - 1, description="How many there are.")] = 0
+    label: Annotated[str, Field(max_length=200, description="What to call them in lists.")] = ""
+
+
+class RunBody(BaseModel):
+    """A run to create: an environment, and either a model or recorded answers."""
+
+    model_config = _FORM | ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"environment": "gsm8k-mini", "model": "builtin/simulated?accuracy=0.9", "limit": 20}
+            ]
+        }
+    )
+
+    environment: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=500,
+            description="`name@version`, `name` for its latest version, or a digest.",
+        ),
+    ]
+    model: Annotated[
+        str | None, Field(min_length=1, max_length=2000, description="A registered or built-in model.")
+    ] = None
+    predictions: Annotated[
+        PredictionsBody | None, Field(description="Recorded answers to score instead of calling a model.")
+    ] = None
+    limit: Annotated[
+        int | None, Field(ge=1, le=2**32 - 1, description="Only the first so many cases. Not with `sample`.")
+    ] = None
+    sample: Annotated[
+        int | None, Field(ge=1, le=2**32 - 1, description="Only so many cases, drawn with `seed`.")
+    ] = None
+    trials: Annotated[int, Field(ge=1, le=1000, description="How often each case is asked.")] = 1
+    seed: Annotated[int, Field(ge=0, le=2**64 - 1, description="Where all randomness starts.")] = 0
+    generation: Annotated[
+        GenerationBody | None, Field(description="Settings that win over the environment's and the model's.")
+    ] = None
+    priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first.")] = 0
+
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        if (self.model is None) == (self.predictions is None):
+            raise ValueError("expected either `model` or `predictions`")
+        if self.limit is not None and self.sample is not None:
+            raise ValueError("expected at most one of `limit` and `sample`")
+        return self
+
+    def message(self, request_id: str) -> run_pb2.CreateRunRequest:
+        """The same as the services know it."""
+        request = run_pb2.CreateRunRequest(
+            request_id=request_id,
+            environment=self.environment,
+            selection=run_pb2.Selection(limit=self.limit or 0, sample=self.sample or 0),
+            trials=self.trials,
+            seed=self.seed,
+            generation=self.generation.message() if self.generation else None,
+            priority=self.priority,
+        )
+        if self.model is not None:
+            request.model = self.model
+        if self.predictions is not None:
+            given = self.predictions
+            request.predictions.CopyFrom(
+                run_pb2.Predictions(digest=given.digest, rows=given.rows, label=given.label)
+            )
+        return request

@@ -1,0 +1,378 @@
+"""The answers of the HTTP API as its OpenAPI document describes them.
+
+What is sent is made in ``benchgen.schemas``, for the command line and this API alike; these say the same to whoever
+reads the document, and a test holds every answer against them. They are never used to make one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Shape(BaseModel):
+    """A JSON object with these fields and no others, all of them always there."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True, protected_namespaces=())
+
+
+class FieldProblem(Shape):
+    """One thing in a request that cannot be used."""
+
+    field: Annotated[str, Field(description="Such as `generation.temperature`.")]
+    message: str
+
+
+class Problem(Shape):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: Annotated[str, Field(description="The words of the status.")]
+    status: int
+    detail: Annotated[str, Field(description="What happened, for people.")]
+    reason: Annotated[str, Field(description="What happened, for programs.", examples=["NOT_FOUND"])]
+    errors: Annotated[list[FieldProblem], Field(description="Only for requests that cannot be used.")] = []
+    metadata: Annotated[dict[str, str], Field(description="More about the reason.")] = {}
+
+
+class Generation(Shape):
+    """How a model is asked; what is null is left to the endpoint."""
+
+    temperature: float | None
+    top_p: float | None
+    max_tokens: int | None
+    stop: list[str]
+    extra: dict[str, Any]
+
+
+class Environment(Shape):
+    """An environment, with what its latest version says."""
+
+    name: str
+    latest_version: str | None
+    title: str
+    description: str
+    category: str | None
+    tags: list[str]
+    cases: int
+    created_at: str | None
+    updated_at: str | None
+
+
+class Verification(Shape):
+    """What the reference solutions and the empty answer scored."""
+
+    state: Annotated[str, Field(description="`verified`, `unverified` or `failed`.")]
+    cases: int
+    oracle_mean: float | None
+    empty_mean: float | None
+    message: str | None
+
+
+class Version(Shape):
+    """One immutable state of an environment."""
+
+    name: Annotated[str, Field(description="`name@version`.")]
+    environment: str
+    version: str
+    title: str
+    description: str
+    category: str | None
+    tags: list[str]
+    license: str | None
+    cases: int
+    split: str | None
+    digest: str
+    inputs_digest: str
+    targets_digest: str
+    solutions_digest: str | None
+    scoring_digest: str
+    scoring: list[dict[str, Any]]
+    primary_rule: str
+    materialiser: str
+    generation: Generation
+    verification: Verification | None
+    yanked: bool
+    created_at: str | None
+    manifest_yaml: str
+
+
+class BundleProblem(Shape):
+    """One thing that is wrong with an uploaded environment."""
+
+    file: str
+    line: int | None
+    field: str | None
+    message: str
+
+
+class Publication(Shape):
+    """One upload on its way to being a version."""
+
+    publication: str
+    state: Annotated[
+        str,
+        Field(
+            description="`uploaded`, `validating`, `materialising`, `verifying`; at the end `ready` or `rejected`."
+        ),
+    ]
+    environment_version: str | None
+    digest: str | None
+    already_published: bool
+    cases: int | None
+    verification: Verification | None
+    problems: list[BundleProblem]
+    created_at: str | None
+
+
+class Price(Shape):
+    """US dollars per million tokens, as decimal texts; null is unknown."""
+
+    input: str | None
+    output: str | None
+    cached: str | None
+
+
+class Model(Shape):
+    """A model. `model` is its id at the endpoint."""
+
+    name: str
+    base_url: str | None
+    model: str | None
+    builtin: bool
+    description: str
+    has_secret: bool
+    price_usd_per_mtok: Price
+    max_concurrency: int
+    generation: Generation
+    created_at: str | None
+
+
+class Tokens(Shape):
+    """Tokens; null is not reported."""
+
+    input: int | None
+    output: int | None
+
+
+class ModelTest(Shape):
+    """What came back from one tiny call."""
+
+    ok: bool
+    response: str | None
+    error: str | None
+    http_status: int | None
+    latency_ms: float
+    reported_model: str | None
+    tokens: Tokens | None
+
+
+class Selection(Shape):
+    """Which cases were taken; both null is all."""
+
+    limit: int | None
+    sample: int | None
+
+
+class Progress(Shape):
+    """How far a run is. Counts are of trials."""
+
+    planned: int
+    recorded: int
+    scored: int
+    passed: int
+    faults: int
+    calls: int
+    tokens: Tokens
+    cost_usd: Annotated[float | None, Field(description="Null when the cost of any call is unknown.")]
+    calls_of_unknown_cost: int
+    shards: int
+    shards_done: int
+
+
+class Run(Shape):
+    """A run: what it is, where it stands and how far it is."""
+
+    run: str
+    state: Annotated[
+        str,
+        Field(
+            description="`queued`, `running`, `scoring`, `cancelling`, `paused`; at the end `succeeded`, `failed` or"
+            " `cancelled`."
+        ),
+    ]
+    state_message: str | None
+    environment: str
+    digest: str
+    model: str
+    simulated: bool
+    cases: int
+    trials: int
+    planned: int
+    seed: int
+    selection: Selection
+    generation: Generation
+    primary_rule: str
+    priority: int
+    progress: Progress
+    created_at: str | None
+    started_at: str | None
+    ended_at: str | None
+
+
+class Predictions(Shape):
+    """Stored answers."""
+
+    digest: str
+    rows: int
+    label: str
+
+
+class StoredPredictions(Shape):
+    """Stored answers and what they answer; can be sent to `POST /api/v1/runs` as it is."""
+
+    environment: str
+    predictions: Predictions
+
+
+class Message(Shape):
+    """A message of a role."""
+
+    role: str
+    content: str
+
+
+class Score(Shape):
+    """One rule's value for one result; null when the rule failed."""
+
+    value: float | None
+    passed: bool | None
+    answer: str | None
+    explanation: str
+    error: str | None
+
+
+class Usage(Tokens):
+    """Tokens of a call; null is not reported."""
+
+    cached: int | None
+    reasoning: int | None
+
+
+class FailedCall(Shape):
+    """A try that was made again."""
+
+    http_status: int | None
+    error: str
+    latency_ms: float
+    tokens: Usage | None
+    wait_ms: float
+
+
+class Payload(Shape):
+    """A whole answer that does not fit here."""
+
+    digest: str
+    bytes: int
+
+
+class Result(Shape):
+    """What one trial produced, with its scores by rule."""
+
+    run: str
+    case_id: str
+    position: int
+    trial: int
+    attempt: int
+    outcome: str
+    input: list[Message]
+    response: str
+    reasoning: str | None
+    target: Annotated[Any, Field(description="The expected answer; null without the scope `answers`.")]
+    scores: dict[str, Score]
+    latency_ms: float | None
+    tokens: Usage | None
+    cost_usd: float | None
+    error: str | None
+    finish_reason: str | None
+    failed_calls: list[FailedCall]
+    reported_model: str | None
+    payload: Payload | None
+    recorded_at: str | None
+
+
+class Coverage(Shape):
+    """How much of the plan is behind the numbers. Counts are of trials."""
+
+    planned: int
+    recorded: int
+    scored: int
+
+
+class Metric(Shape):
+    """One rule over a run."""
+
+    mean: float | None
+    stderr: float | None
+    ci95: Annotated[list[float] | None, Field(min_length=2, max_length=2)]
+    n: Annotated[int, Field(description="How many questions.")]
+    passed: int
+    failed: int
+    errors: int
+    method: str | None
+    worst: float | None
+    best: float | None
+
+
+class Latency(Shape):
+    """Milliseconds."""
+
+    mean: float
+    p50: float
+    p95: float
+
+
+class Cost(Shape):
+    """US dollars."""
+
+    total: float
+    per_case: float
+
+
+class Report(Shape):
+    """A run's report."""
+
+    run: str
+    number: int
+    environment: str
+    digest: str
+    model: str
+    state: str
+    simulated: bool
+    trials: int
+    coverage: Coverage
+    primary_rule: str
+    metrics: dict[str, Metric]
+    slices: dict[str, dict[str, Metric]]
+    outcomes: dict[str, int]
+    latency_ms: Latency | None
+    tokens: Tokens | None
+    cost_usd: Cost | None
+    calls: int
+    seconds: float
+
+
+Item = TypeVar("Item", bound=Shape)
+
+
+class Page(Shape, Generic[Item]):
+    """A page of a list."""
+
+    items: list[Item]
+    next_page_token: Annotated[str | None, Field(description="Null on the last page.")]
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """Such as `RunPage`."""
+        return f"{params[0].__name__}Page"

@@ -1,0 +1,160 @@
+"""Runs: created, followed, stopped, read."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import Response, StreamingResponse
+
+from benchgen import schemas
+from benchgen.eval.v1 import result_pb2, run_pb2
+from services.gateway.http import documents, openapi
+from services.gateway.http.bodies import RunBody
+from services.gateway.http.caller import CallerDep
+from services.gateway.http.events import MEDIA_TYPE, RunEvents
+from services.gateway.http.once import OnceDep
+from services.gateway.http.paging import PageSize, PageToken
+from services.gateway.http.replies import json_response, page_response
+
+router = APIRouter(prefix="/api/v1/runs", tags=["runs"])
+
+RunId = Annotated[str, Path(description="The run's id.", examples=["r7k2m9qd4x1c"])]
+
+
+class RunState(StrEnum):
+    """Where a run can stand."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SCORING = "scoring"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    PAUSED = "paused"
+
+
+class Which(StrEnum):
+    """Which results, by the primary rule."""
+
+    ALL = "all"
+    FAILED = "failed"
+    PASSED = "passed"
+    UNSCORED = "unscored"
+
+
+_FILTERS = {
+    Which.ALL: result_pb2.ListResultsRequest.FILTER_UNSPECIFIED,
+    Which.FAILED: result_pb2.ListResultsRequest.FILTER_FAILED,
+    Which.PASSED: result_pb2.ListResultsRequest.FILTER_PASSED,
+    Which.UNSCORED: result_pb2.ListResultsRequest.FILTER_UNSCORED,
+}
+
+
+@router.get("", summary="List runs", responses=openapi.page_of(documents.Run))
+async def list_runs(
+    caller: CallerDep,
+    environment: Annotated[str, Query(description="Only of this `name` or `name@version`.")] = "",
+    model: Annotated[str, Query(description="Only of this model.")] = "",
+    state: Annotated[RunState | None, Query(description="Only in this state.")] = None,
+    page_size: PageSize = 50,
+    page_token: PageToken = "",
+) -> Response:
+    """Runs, newest first."""
+    request = run_pb2.ListRunsRequest(
+        environment=environment, model=model, page_size=page_size, page_token=page_token
+    )
+    if state is not None:
+        request.state = run_pb2.Run.State.Value(f"STATE_{state.name}")
+    page = await caller.call(caller.backends.runs.ListRuns, request)
+    return page_response(page.runs, schemas.run_json, page.next_page_token)
+
+
+@router.post(
+    "",
+    summary="Create a run",
+    status_code=HTTPStatus.CREATED,
+    responses=openapi.answer(documents.Run, HTTPStatus.CREATED),
+)
+async def create_run(body: RunBody, caller: CallerDep, once: OnceDep) -> Response:
+    """Points an environment at a model, or at recorded answers. Follow the run at `/events`, or by asking for it;
+    its report is there when it has ended."""
+
+    async def execute(request_id: str) -> Response:
+        made = await caller.call(caller.backends.runs.CreateRun, body.message(request_id))
+        return json_response(
+            schemas.run_json(made),
+            status=HTTPStatus.CREATED,
+            headers={"Location": f"/api/v1/runs/{made.name}"},
+        )
+
+    return await once(execute)
+
+
+@router.post("/{run}:cancel", summary="Cancel a run", responses=openapi.answer(documents.Run))
+async def cancel_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
+    """Stops a run: no new calls; what was recorded stays and is reported. A run that has ended is returned as it
+    is."""
+
+    async def execute(_: str) -> Response:
+        stopped = await caller.call(caller.backends.runs.CancelRun, run_pb2.CancelRunRequest(name=run))
+        return json_response(schemas.run_json(stopped))
+
+    return await once(execute)
+
+
+@router.get("/{run}", summary="Get a run", responses=openapi.answer(documents.Run))
+async def get_run(caller: CallerDep, run: RunId) -> Response:
+    """One run: where it stands and how far it is."""
+    found = await caller.call(caller.backends.runs.GetRun, run_pb2.GetRunRequest(name=run))
+    return json_response(schemas.run_json(found))
+
+
+@router.get("/{run}/events", summary="Follow a run", responses=openapi.EVENTS)
+async def watch_run(
+    caller: CallerDep,
+    run: RunId,
+    last_event_id: Annotated[
+        str | None, Header(description="The id of the last event that was seen, when coming back.")
+    ] = None,
+) -> Response:
+    """Server-sent events: `event: run` with the run as JSON whenever it changed, comments in between, the end after
+    the state is `succeeded`, `failed` or `cancelled`. Who comes back after the last event gets 204, which tells a
+    browser to stop."""
+    events = await RunEvents.open(caller, run, last_event_id)
+    if events is None:
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+    return StreamingResponse(
+        events.stream(),
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+@router.get("/{run}/results", summary="List results", responses=openapi.page_of(documents.Result))
+async def list_results(
+    caller: CallerDep,
+    run: RunId,
+    which: Annotated[
+        Which, Query(alias="filter", description="Which results, by the primary rule.")
+    ] = Which.ALL,
+    case_id: Annotated[str, Query(max_length=300, description="Only of this case. Not with `filter`.")] = "",
+    page_size: PageSize = 50,
+    page_token: PageToken = "",
+) -> Response:
+    """Results in dataset order, then by trial. `target` is null for keys without the scope `answers`."""
+    request = result_pb2.ListResultsRequest(
+        run=run, filter=_FILTERS[which], case_id=case_id, page_size=page_size, page_token=page_token
+    )
+    page = await caller.call(caller.backends.results.ListResults, request)
+    return page_response(page.results, schemas.result_json, page.next_page_token)
+
+
+@router.get("/{run}/report", summary="Get a report", responses=openapi.answer(documents.Report))
+async def get_report(caller: CallerDep, run: RunId) -> Response:
+    """The latest report of a run; 409 until there is one."""
+    report = await caller.call(caller.backends.results.GetReport, result_pb2.GetReportRequest(run=run))
+    return json_response(schemas.report_json(report))

@@ -1,0 +1,44 @@
+"""Publishes the environments that come with BenchGen into a new data directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchgen.bundle import MANIFEST_FILE
+from benchgen.client import Client
+from benchgen.errors import BenchgenError
+from services.local import report
+from services.local.files import PROGRAM_ROOT, write_private
+
+CATALOGUE = PROGRAM_ROOT / "environments"
+
+
+def publish_ready_environments(grpc_address: str, api_key: str, marker: Path) -> None:
+    """Publish what has not been published from here; reports a line for each.
+
+    A folder that cannot be published is reported and tried again at the next start: the stack is of use without it.
+
+    :param marker: remembers what was published, by the digest of its manifest.
+    """
+    done = json.loads(marker.read_text()) if marker.exists() else {}
+    waiting = [(folder, digest) for folder, digest in _folders() if done.get(folder.name) != digest]
+    if not waiting:
+        return
+    with Client(grpc_address, api_key) as client:
+        for folder, digest in waiting:
+            try:
+                publication = client.push(folder)
+            except BenchgenError as error:
+                report.trouble(f"{folder.name} was not published: {error}")
+                continue
+            done[folder.name] = digest
+            report.say(f"  published  {publication.environment_version} ({publication.cases} cases)")
+            write_private(marker, json.dumps(done))
+
+
+def _folders() -> Iterator[tuple[Path, str]]:
+    for manifest in sorted(CATALOGUE.glob(f"*/{MANIFEST_FILE}")):
+        yield manifest.parent, hashlib.sha256(manifest.read_bytes()).hexdigest()
