@@ -24,7 +24,7 @@ from services.local.state import DataDir, StackState, default_data_dir
 from services.local.supervisor import START_SECONDS, supervise
 from services.local.units import Unit, servers, services
 
-OK, FAILED, UNREACHABLE = 0, 1, 4
+OK, UNREACHABLE = 0, 4
 # A supervisor stops eight processes in six steps, each with its own grace.
 _STOP_SECONDS = 90.0
 
@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit code: 0 done, 1 failed, 2 bad usage, 4 not running."""
+    """Return the exit code: 0 done, 2 bad usage, 4 when it does not run or could not start."""
     parser = _parser()
     options = parser.parse_args(arguments)
     data = DataDir(options.data_dir or default_data_dir())
@@ -201,7 +201,7 @@ def main(arguments: list[str]) -> int:
                 return status(data, options.json)
     except (BenchgenError, OSError) as error:
         print(f"benchgen {options.command}: {error}", file=sys.stderr)
-        return FAILED
+        return UNREACHABLE
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from services.local.state import DataDir, ServiceState, StackState
 from services.local.units import BEFORE_SERVICES, ServiceUnit, Unit, in_stop_order
 
 START_SECONDS = 60.0
+#: The exit code of a stack that cannot be had, the same as that of a server that cannot be reached.
+CANNOT_START = 4
 FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.2, 5.0
 # Who lived this long is not in a loop of dying: the next restart is quick again.
 _STEADY_SECONDS = 30.0
@@ -42,7 +44,7 @@ class Supervisor:
         self._announced = False
 
     async def run(self) -> int:
-        """Return the exit code: 0 when it was told to stop, 1 when the stack could not start."""
+        """Return the exit code: 0 when it was told to stop, 4 when the stack could not start."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_stop)
@@ -60,7 +62,7 @@ class Supervisor:
         except* LocalStackError as faults:
             for fault in faults.exceptions:
                 report.trouble(str(fault))
-            code = 1
+            code = CANNOT_START
         finally:
             await self._stop_in_order()
         return code

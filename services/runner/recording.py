@@ -26,6 +26,9 @@ _LINGER_S = 0.004
 #: A batch of this size goes at once.
 _FULL_ENOUGH = 32
 
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
+
 _Call = grpc.aio.StreamStreamCall[result_pb2.RecordResultsRequest, result_pb2.RecordResultsResponse]
 
 
@@ -54,6 +57,8 @@ class RecordStream:
         self._due = False
         self.held: frozenset[int] = frozenset()
         """Offsets of the shard's trials that were stored before this lease."""
+        # Whether anything was stored since the last connection: if not, the next try comes later.
+        self._acknowledged = False
         self.rejected = 0
         """How many results the scorer refused."""
 
@@ -106,7 +111,7 @@ class RecordStream:
 
         :raises BenchgenError: the scorer refuses for good: the lease is not good any more.
         """
-        delay = 0.05
+        delay = _FIRST_PAUSE_S
         while True:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -118,14 +123,16 @@ class RecordStream:
                 call.cancel()
             # What was not acknowledged goes again; the scorer knows what it has.
             self._requeue()
+            if self._acknowledged:
+                delay = _FIRST_PAUSE_S
+            self._acknowledged = False
             while True:
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 2.0)
+                delay = min(delay * 2, _LONGEST_PAUSE_S)
                 try:
                     call = await self.connect()
                 except Unavailable:
                     continue
-                delay = 0.05
                 break
 
     def _requeue(self) -> None:
@@ -186,6 +193,7 @@ class RecordStream:
             batch = self._unacknowledged.pop(answer.ack.sequence)
             self._changed.set()
             self._on_stored(len(batch))
+            self._acknowledged = True
             if not self._pending and not self._unacknowledged:
                 self._idle.set()
 
@@ -229,11 +237,11 @@ async def recording(
 
 
 async def _first_connection(stream: RecordStream) -> Any:
-    delay = 0.05
+    delay = _FIRST_PAUSE_S
     while True:
         try:
             return await stream.connect()
         except Unavailable as error:
             log.info("record.waiting", error=error.message)
             await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
+            delay = min(delay * 2, _LONGEST_PAUSE_S)

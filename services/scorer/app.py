@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -39,7 +41,16 @@ CALLERS = {
 
 
 async def serve(settings: ScorerSettings, process: Process) -> None:
-    """Open everything, serve until told to stop, close everything in the opposite order."""
+    """Serve until told to stop."""
+    async with listening(settings) as port:
+        process.ready = True
+        log.info("scorer.ready", port=port)
+        await process.stopping.wait()
+
+
+@asynccontextmanager
+async def listening(settings: ScorerSettings) -> AsyncIterator[int]:
+    """A scorer that answers; yields its port. Closes everything in the opposite order of opening it."""
     access = rpc.Access(
         settings, CALLERS, public=[_RESULTS], principals=Verifier(settings.principal_public_key)
     )
@@ -75,6 +86,4 @@ async def serve(settings: ScorerSettings, process: Process) -> None:
                 result_pb2_grpc.add_ResultServiceServicer_to_server(results, server)
 
             async with rpc.server(settings.grpc_listen, settings, access, register) as port:
-                process.ready = True
-                log.info("scorer.ready", port=port)
-                await process.stopping.wait()
+                yield port

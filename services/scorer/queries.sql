@@ -53,23 +53,21 @@ WITH inserted AS (
 )
 SELECT must(EXISTS (SELECT FROM counted));
 
--- name: lock_results
--- In one order everywhere, so that two batches never wait for each other.
+-- name: lock_progress
+-- Whoever decides between attempts decides alone: until it commits, no other batch does, and the run is not sealed.
+SELECT 1 FROM run_progress WHERE run_id = $1 AND sealed_at IS NULL FOR UPDATE;
+
+-- name: standing_results
 SELECT r.position, r.trial, r.attempt, r.outcome
 FROM results r JOIN unnest($2::int[], $3::int[]) AS k (position, trial) USING (position, trial)
-WHERE r.run_id = $1
-ORDER BY r.position, r.trial
-FOR UPDATE OF r;
+WHERE r.run_id = $1;
 
 -- name: file_standing
--- Moves results that are about to be replaced to the attempts.
+-- Moves results that are about to be replaced to the attempts. They are faults: they have no scores.
 WITH moved AS (
     DELETE FROM results r USING unnest($2::int[], $3::int[]) AS k (position, trial)
     WHERE r.run_id = $1 AND r.position = k.position AND r.trial = k.trial
     RETURNING r.*
-), unscored AS (
-    DELETE FROM scores s USING unnest($2::int[], $3::int[]) AS k (position, trial)
-    WHERE s.run_id = $1 AND s.position = k.position AND s.trial = k.trial
 )
 INSERT INTO attempts (run_id, position, trial, attempt, outcome, response, error, input_tokens, output_tokens,
                       latency_ms, calls, cost_picousd, recorded_at)

@@ -55,7 +55,7 @@ class Reporter:
 def label_of(subject: run_pb2.Subject) -> str:
     """What answered, for people."""
     if subject.WhichOneof("kind") == "predictions":
-        return f"predictions:{subject.predictions.label or subject.predictions.digest[:12]}"
+        return subject.predictions.label or subject.predictions.digest[:12]
     return subject.model.name
 
 

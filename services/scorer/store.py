@@ -103,7 +103,11 @@ async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequ
             standing += await _settle(connection, run_id, known, totals)
         await connection.execute(SQL["insert_scores"], run_id, _score_rows(standing))
         if await connection.fetchval(SQL["add_progress"], run_id, *_added(totals)) is None:
-            raise LeaseLost(f"run {run_id} is sealed: it takes no more results")
+            raise _sealed(run_id)
+
+
+def _sealed(run_id: str) -> LeaseLost:
+    return LeaseLost(f"run {run_id} is sealed: it takes no more results")
 
 
 async def _insert(connection: Connection, run_id: str, items: Sequence[ScoredRecord]) -> dict[TrialKey, int]:
@@ -181,8 +185,12 @@ async def _settle(
     connection: Connection, run_id: str, known: Sequence[ScoredRecord], totals: Totals
 ) -> list[ScoredRecord]:
     """Decide what becomes of attempts at trials that have a result; answers with those that take its place."""
-    keys = sorted({item.record.key for item in known})
-    rows = await connection.fetch(SQL["lock_results"], run_id, *_columns(keys))
+    # Locked first: what is read then stays so. Locks on the rows themselves would lose those that others replace.
+    if await connection.fetchval(SQL["lock_progress"], run_id) is None:
+        raise _sealed(run_id)
+    rows = await connection.fetch(
+        SQL["standing_results"], run_id, *_columns({item.record.key for item in known})
+    )
     held = {
         TrialKey(row["position"], row["trial"]): (Outcome(row["outcome"]), row["attempt"]) for row in rows
     }

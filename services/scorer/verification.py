@@ -75,19 +75,14 @@ def _verdict(
 ) -> environment_pb2.Verification:
     states = environment_pb2.Verification
     problems: list[str] = []
-    if empty.value is None:
-        problems.append(f"the primary rule fails on the empty answer ({empty.example})")
-    elif empty.value > request.empty_max + 1e-9:
-        problems.append(
-            f"the empty answer scores {empty.value:.4g}, more than verify.empty_max {request.empty_max:g}"
-        )
     if oracle is not None and oracle.value is None:
-        problems.append(f"the primary rule fails on the oracle ({oracle.example})")
+        problems.append(f"the primary rule fails on the oracle, {oracle.example}")
     elif oracle is not None and oracle.value is not None and oracle.value < request.oracle_min - 1e-9:
-        problems.append(
-            f"the oracle scores {oracle.value:.4g}, less than verify.oracle_min {request.oracle_min:g}"
-            f" ({oracle.example})"
-        )
+        problems.append(f"oracle, {oracle.example}")
+    if empty.value is None:
+        problems.append(f"the primary rule fails on the empty answer, {empty.example}")
+    elif empty.value > request.empty_max + 1e-9:
+        problems.append(f"empty answer, {empty.example}")
     verification = environment_pb2.Verification(
         cases=cases,
         oracle_mean=oracle.value if oracle else None,

@@ -177,7 +177,7 @@ def test_a_start_that_cannot_succeed_says_why_and_leaves_nothing(data_dir: Path)
     local("down", data_dir=data_dir)
     (data_dir / "postgres" / "data" / "PG_VERSION").write_text("9.6\n")
     failed = local("up", "--servers-only", data_dir=data_dir)
-    assert failed.returncode == 1
+    assert failed.returncode == 4
     assert "postgres does not start" in failed.stdout
     assert "initialized by PostgreSQL version 9.6" in failed.stdout
     assert processes_in(data_dir) == []

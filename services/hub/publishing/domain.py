@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
@@ -195,10 +195,11 @@ def broken_promises(built: Built, verification: Verification) -> list[Problem]:
                 field="verify.empty_max",
             )
         )
-    if verification.message or not problems:
-        message = verification.message or "expected the verification to pass, found that it failed"
-        problems.append(Problem("environment.yaml", message, field="verify"))
-    return problems
+    # What the scorer says beside the means is an example for each that is broken.
+    example = verification.message or "expected the verification to pass, found that it failed"
+    if not problems:
+        return [Problem("environment.yaml", example, field="verify")]
+    return [*problems[:-1], replace(problems[-1], message=f"{problems[-1].message} ({example})")]
 
 
 def taken(name: str, digest: str) -> Problem:

@@ -1,11 +1,13 @@
 """A hub's runs on real servers: PostgreSQL, NATS, a gRPC server of its own, and a scorer that a test can steer."""
 
+# ruff: noqa: N802 - gRPC names the methods
+
 from __future__ import annotations
 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,6 +21,7 @@ from pydantic import SecretStr
 
 from benchgen.errors import BenchgenError, Unavailable
 from benchgen.eval.v1 import (
+    environment_pb2,
     lease_pb2,
     lease_pb2_grpc,
     result_pb2,
@@ -47,7 +50,7 @@ from services.hub.runs.wakes import Wakes
 from tests.integration.hub.support import MIGRATIONS, seed
 
 LEASE_SECONDS = 2.0
-SECRET = "sk-of-the-model"  # noqa: S105
+SECRET = "sk-of-the-model"
 DIGEST = "d" * 64
 
 #: Who may call what, as in the hub's own composition.
@@ -91,6 +94,12 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
         return result_pb2.GetProgressResponse(
             progress={run: self.progress[run] for run in request.runs if run in self.progress}
         )
+
+    def RecordResults(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        raise AssertionError("the hub records nothing")
+
+    async def VerifyVersion(self, request: Any, context: Any) -> environment_pb2.Verification:
+        raise AssertionError("runs verify nothing")
 
 
 @dataclass(slots=True)
@@ -368,7 +377,7 @@ async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True) -> None:
 
 async def register_model(db: asyncpg.Pool, name: str = "gpt", *, cap: int = 64, secret: bool = False) -> None:
     """Enter a model as its registration would."""
-    generation = {
+    generation: dict[str, object] = {
         "temperature": 1.0,
         "top_p": 0.9,
         "max_tokens": None,
@@ -413,7 +422,8 @@ class World:
 
     hub: Hub
     scorer: Scorer
-    another_hub: Callable[[], Any]
+    another_hub: Callable[[], AbstractAsyncContextManager[Hub]]
+    scorer_away: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -421,11 +431,14 @@ async def world(dsn: str, nats_url: str, *, lease: float = LEASE_SECONDS) -> Asy
     """A hub with a registered model `gpt` and environments of 10, 100 and 1,000 cases."""
     await empty_streams(nats_url)
     key = seed()
-    async with (
-        scorer_served() as (scorer, address, token),
-        hub_served(dsn, nats_url, address, token, key, lease=lease) as hub,
-    ):
-        for cases in (10, 100, 1000):
-            await publish(hub.db, cases)
-        await register_model(hub.db)
-        yield World(hub, scorer, lambda: hub_served(dsn, nats_url, address, token, key, lease=lease))
+    async with AsyncExitStack() as scorers:
+        scorer, address, token = await scorers.enter_async_context(scorer_served())
+
+        def another_hub() -> AbstractAsyncContextManager[Hub]:
+            return hub_served(dsn, nats_url, address, token, key, lease=lease)
+
+        async with another_hub() as hub:
+            for cases in (10, 100, 1000):
+                await publish(hub.db, cases)
+            await register_model(hub.db)
+            yield World(hub, scorer, another_hub, scorers.aclose)

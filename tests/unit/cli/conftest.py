@@ -32,7 +32,7 @@ def address(platform: Platform) -> Iterator[str]:
 @pytest.fixture
 def client(address: str) -> Iterator[Client]:
     """A client with the right key."""
-    with Client(address, API_KEY, patience=2, watch_patience=2) as opened:
+    with Client(address, API_KEY, connect_seconds=2, patience=2) as opened:
         yield opened
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -23,6 +25,7 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from benchgen.bundle import open_zip
 from benchgen.eval.v1 import (
     environment_pb2,
     environment_pb2_grpc,
@@ -47,6 +50,13 @@ def refuse(context: grpc.ServicerContext, code: int, message: str, reason: str =
         rpc_status.to_status(status_pb2.Status(code=code, message=message, details=[detail]))
     )
     raise AssertionError
+
+
+def _digest(content: bytes) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "bundle.zip"
+        archive.write_bytes(content)
+        return open_zip(archive).digest
 
 
 class Platform(
@@ -101,7 +111,7 @@ class Platform(
             name=f"{name}@{version}",
             environment=name,
             version=version,
-            digest=hashlib.sha256(content + name.encode()).hexdigest(),
+            digest=_digest(content) if content else hashlib.sha256(name.encode()).hexdigest(),
             inputs_digest="1" * 64,
             targets_digest="2" * 64,
             scoring_digest="3" * 64,
@@ -334,7 +344,7 @@ class Platform(
                     planned=run.spec.planned,
                     recorded=done,
                     scored=min(done, scored),
-                    passed=min(done, self.passed),
+                    passed=min(done, self.passed, scored),
                     calls=done,
                     input_tokens=done * 100,
                     output_tokens=done * 10,
