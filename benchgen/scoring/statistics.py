@@ -41,7 +41,7 @@ class QuestionSums:
     n: int
     total: float  # sum of s_i
     squares: float  # sum of s_i squared
-    binary: bool  # every s_i is 0 or 1 and comes from one trial, so `total` counts the successes
+    binary: bool  # every trial scored 0 or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,11 @@ def estimate(questions: QuestionSums, clusters: ClusterSums | None = None) -> Me
         return _clustered(mean, n, clusters)
     stderr = _stderr(questions, mean)
     if questions.binary:
-        successes = round(questions.total)
-        rare = min(successes, n - successes) < WILSON_BELOW_EVENTS
+        # With several trials a question's mean varies less than a single 0 or 1, so this errs on the wide side,
+        # where Student's interval shrinks to nothing when all trials agree.
+        rare = min(questions.total, n - questions.total) < WILSON_BELOW_EVENTS
         if n < WILSON_BELOW_QUESTIONS or rare:
-            return MeanEstimate(mean, stderr, wilson(successes, n), n, "wilson")
+            return MeanEstimate(mean, stderr, wilson(questions.total, n), n, "wilson")
     if stderr is None:
         return MeanEstimate(mean, None, None, n, "too_few_questions")
     return MeanEstimate(mean, stderr, _around(mean, t_quantile_975(n - 1) * stderr), n, "t")
@@ -115,8 +116,8 @@ def _around(mean: float, half_width: float) -> Interval:
     return Interval(mean - half_width, mean + half_width)
 
 
-def wilson(successes: int, n: int) -> Interval:
-    """Wilson's score interval for a proportion; needs n >= 1."""
+def wilson(successes: float, n: int) -> Interval:
+    """Wilson's score interval for a proportion; needs n >= 1. ``successes`` is a sum of means over trials."""
     p = successes / n
     z2 = _Z975 * _Z975
     scale = 1 + z2 / n

@@ -100,10 +100,10 @@ WHERE run_id = $1 AND sealed_at IS NULL
 RETURNING 1;
 
 -- name: seal
--- Sealing a sealed run changes nothing.
+-- Sealing a sealed run changes nothing, unless a later epoch ends: then the run was cancelled before it was reported.
 UPDATE run_progress
-SET sealed_at = now(), seal = seal + 1, epoch = greatest(epoch, $2), final_state = $3, seconds = $4
-WHERE run_id = $1 AND sealed_at IS NULL;
+SET sealed_at = now(), seal = seal + 1, epoch = $2, final_state = $3, seconds = $4
+WHERE run_id = $1 AND (epoch < $2 OR (epoch = $2 AND sealed_at IS NULL));
 
 -- name: get_progress
 SELECT run_id, recorded, scored, passed, faults, calls, input_tokens, output_tokens, cost_picousd,
@@ -141,10 +141,16 @@ SELECT count(*) AS n, avg(latency_ms) AS mean,
 FROM results WHERE run_id = $1 AND latency_ms IS NOT NULL;
 
 -- name: cost_coverage
--- Trials that called a model, or brought their cost with them, and those of them whose cost is known.
-SELECT count(*) FILTER (WHERE calls > 0 OR cost_picousd IS NOT NULL) AS called,
-       count(*) FILTER (WHERE cost_picousd IS NOT NULL) AS known
-FROM results WHERE run_id = $1;
+-- Trials that called a model, or brought their cost with them, and those of them whose every call has a known cost.
+WITH earlier AS (
+    SELECT position, trial, bool_or(calls > 0) AS called, bool_and(calls = 0 OR cost_picousd IS NOT NULL) AS known
+    FROM attempts WHERE run_id = $1 GROUP BY position, trial
+), trials AS (
+    SELECT r.calls > 0 OR r.cost_picousd IS NOT NULL OR coalesce(a.called, false) AS called,
+           (r.calls = 0 OR r.cost_picousd IS NOT NULL) AND coalesce(a.known, true) AS known
+    FROM results r LEFT JOIN earlier a USING (position, trial) WHERE r.run_id = $1
+)
+SELECT count(*) FILTER (WHERE called) AS called, count(*) FILTER (WHERE called AND known) AS known FROM trials;
 
 -- name: rule_statistics
 -- Per rule: sufficient statistics over questions, each the mean of its trials.
@@ -157,12 +163,19 @@ WITH questions AS (
 )
 SELECT rule, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum(trials) AS trials,
        sum(score_sum) AS score_sum,
-       max(trials) AS most_trials, bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
+       bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
        sum(failed) AS failed
 FROM questions GROUP BY rule ORDER BY rule;
 
 -- name: rule_errors
-SELECT rule, count(*) AS n FROM scores WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL GROUP BY rule;
+-- Through the index of scores that did not pass.
+SELECT rule, count(*) AS n FROM scores
+WHERE run_id = $1 AND scoring = $2 AND passed IS NOT TRUE AND error IS NOT NULL
+GROUP BY rule;
+
+-- name: trials_with_errors
+SELECT count(DISTINCT (position, trial)) FROM scores
+WHERE run_id = $1 AND scoring = $2 AND passed IS NOT TRUE AND error IS NOT NULL;
 
 -- name: cluster_statistics
 -- Per rule: what the clustered standard error needs, over the clusters that the environment names.
@@ -189,7 +202,7 @@ WITH questions AS (
     GROUP BY e.key, e.value, s.position
 )
 SELECT field, value, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum(trials) AS trials,
-       max(trials) AS most_trials, bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
+       bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
        sum(failed) AS failed
 FROM questions GROUP BY field, value ORDER BY field, value;
 
@@ -203,7 +216,7 @@ WHERE r.run_id = $1 AND (r.position, r.trial) > ($4::int, $5::int)
 ORDER BY r.position, r.trial LIMIT $7;
 
 -- name: list_not_passed
--- Through the index of scores that did not pass. $6: only those without a value.
+-- Through the index of scores that did not pass; those that a rule failed on are listed as unscored.
 SELECT r.*, s.passed AS primary_passed
 FROM scores s JOIN results r USING (run_id, position, trial)
 WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.passed IS NOT TRUE AND s.passed IS NOT NULL

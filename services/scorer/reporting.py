@@ -66,6 +66,7 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
     cost = await connection.fetchrow(SQL["cost_coverage"], spec.run)
     assert latency is not None
     assert cost is not None
+    with_errors = await connection.fetchval(SQL["trials_with_errors"], spec.run, FIRST_SCORING)
     primary = primary_of(rules_of(spec.scoring_json))
     slices = await connection.fetch(SQL["slice_statistics"], spec.run, FIRST_SCORING, primary)
     totals = standing.totals
@@ -78,7 +79,8 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
         state=standing.final_state,
         planned=spec.planned,
         recorded=totals.recorded,
-        scored=min(rule.scored for rule in rules),
+        # Every rule has said something of a trial that was judged: all but those with an error are scored by all.
+        scored=rules[0].scored + rules[0].errors - with_errors,
         rules=rules,
         usage=UsageInputs(
             input_tokens=totals.input_tokens if reported_usage else None,
@@ -137,7 +139,7 @@ def _questions(row: asyncpg.Record) -> QuestionSums:
         n=row["n"],
         total=row["total"],
         squares=row["squares"],
-        binary=row["binary_valued"] and row["most_trials"] == 1,
+        binary=row["binary_valued"],
     )
 
 

@@ -14,7 +14,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from benchgen.eval.v1 import environment_pb2, result_pb2
 from services.common.models.retry import CallRecord, Conversation
 from services.common.models.seeds import derive_seed
-from services.common.models.types import ChatRequest, Fault, Outcome, Reply, Usage, classify
+from services.common.models.types import (
+    UNKNOWN_USAGE,
+    ChatRequest,
+    Fault,
+    Outcome,
+    Reply,
+    Usage,
+    classify,
+)
 
 #: A longer answer is cut in the result and kept whole as a payload.
 MAX_INLINE = 64 * 1024
@@ -68,6 +76,7 @@ class ChatHarness:
         answer = conversation.result
         if isinstance(answer, Fault) and answer.permanent_for_run:
             return answer
+        # All at once: setting field after field takes twice as long, and this is done for every trial.
         result = result_pb2.TrialResult(
             position=trial.position,
             trial=trial.trial,
@@ -75,34 +84,41 @@ class ChatHarness:
             input_digest=trial.input_digest,
             calls=len(conversation.calls),
             start_time=Timestamp(seconds=now // 10**9, nanos=now % 10**9),
-            failed_calls=[_failed(call) for call in conversation.calls[:-1]],
+            **(_fault_fields(answer) if isinstance(answer, Fault) else self._reply_fields(answer)),
         )
-        if isinstance(answer, Fault):
-            result.outcome = result_pb2.OUTCOME_PROVIDER_ERROR
-            result.error = f"{answer.kind}: {answer.message}"
-            result.latency_ms = answer.latency_ms
-            return result, None
-        return result, self._fill(result, answer)
+        if len(conversation.calls) > 1:
+            result.failed_calls.extend(_failed(call) for call in conversation.calls[:-1])
+        return result, _shorten(result)
 
-    def _fill(self, result: result_pb2.TrialResult, reply: Reply) -> Payload | None:
-        """Write a reply into its result; answers with what does not fit."""
-        text = _cut_at_stop(reply.text, self._stop)
-        result.outcome = _OUTCOMES[classify(reply)]
-        result.finish_reason = reply.finish_reason or ""
-        result.latency_ms = reply.latency_ms
-        result.first_byte_ms = reply.first_byte_ms
-        result.reported_model = reply.model or ""
-        _write_usage(result.usage, reply.usage)
+    def _reply_fields(self, reply: Reply) -> dict[str, Any]:
         # What a model says instead of an answer is its answer to read, and scores as such.
-        text = text or reply.refusal or ""
-        reasoning = reply.reasoning or ""
-        result.response, result.reasoning = text, reasoning
-        if (len(text) + len(reasoning)) * 4 <= MAX_INLINE:
-            return None
-        return _shorten(result, text, reasoning)
+        text = _cut_at_stop(reply.text, self._stop) if self._stop else reply.text
+        return {
+            "outcome": _OUTCOMES[classify(reply)],
+            "response": text or reply.refusal or "",
+            "reasoning": reply.reasoning,
+            "finish_reason": reply.finish_reason,
+            "latency_ms": reply.latency_ms,
+            "first_byte_ms": reply.first_byte_ms,
+            "reported_model": reply.model,
+            "usage": _usage(reply.usage),
+        }
 
 
-def _shorten(result: result_pb2.TrialResult, text: str, reasoning: str) -> Payload | None:
+def _fault_fields(fault: Fault) -> dict[str, Any]:
+    return {
+        "outcome": result_pb2.OUTCOME_PROVIDER_ERROR,
+        "error": f"{fault.kind}: {fault.message}",
+        "latency_ms": fault.latency_ms,
+    }
+
+
+def _shorten(result: result_pb2.TrialResult) -> Payload | None:
+    """Cut what is too long for a row; answers with the whole of it."""
+    text, reasoning = result.response, result.reasoning
+    # A character takes at most 4 bytes: counting characters first spares encoding almost always.
+    if (len(text) + len(reasoning)) * 4 <= MAX_INLINE:
+        return None
     encoded, thought = text.encode(), reasoning.encode()
     if len(encoded) <= MAX_INLINE and len(thought) <= MAX_INLINE:
         return None
@@ -132,23 +148,20 @@ def _cut_at_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def _write_usage(target: result_pb2.Usage, usage: Usage) -> None:
-    if usage.input is not None:
-        target.input_tokens = usage.input
-    if usage.output is not None:
-        target.output_tokens = usage.output
-    if usage.cached is not None:
-        target.cached_tokens = usage.cached
-    if usage.reasoning is not None:
-        target.reasoning_tokens = usage.reasoning
+def _usage(usage: Usage) -> result_pb2.Usage:
+    return result_pb2.Usage(
+        input_tokens=usage.input,
+        output_tokens=usage.output,
+        cached_tokens=usage.cached,
+        reasoning_tokens=usage.reasoning,
+    )
 
 
 def _failed(call: CallRecord) -> result_pb2.FailedCall:
-    failed = result_pb2.FailedCall(
+    return result_pb2.FailedCall(
         http_status=call.status or 0,
         error=call.message,
         latency_ms=call.latency_ms,
         wait_ms=call.waited_s * 1000,
+        usage=None if call.usage is UNKNOWN_USAGE else _usage(call.usage),
     )
-    _write_usage(failed.usage, call.usage)
-    return failed

@@ -54,6 +54,13 @@ def test_paired_difference() -> None:
     assert found.stderr == pytest.approx(0.130558, abs=1e-6)
 
 
+def test_trials_that_all_agree_are_not_certain() -> None:
+    """Five questions, each failed in all of its trials: that is no proof of 0 %."""
+    found = estimate(sums([0.0] * 5, binary=True))
+    assert found.ci95 is not None
+    assert found.ci95.high == pytest.approx(wilson(0, 5).high) > 0.4
+
+
 def test_few_binary_scores_get_wilsons_interval() -> None:
     found = estimate(sums([float(a) for a in A], binary=True))
     assert found.method == "wilson"
