@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +25,15 @@ class Page:
     """The key of the last row of the page before; None for the first page."""
 
     @classmethod
-    def of(cls, size: int, token: str, *, fields: int) -> Page:
+    def of(cls, size: int, token: str, *, kinds: Sequence[type]) -> Page:
         """Read a request's page size and token.
 
-        :param fields: how many values the key has.
+        :param kinds: the types of the key's values.
         :raises InvalidInput: the size is out of bounds, or the token is not one of ours.
         """
         if not 0 <= size <= MAX_PAGE:
             raise InvalidInput(f"page_size: expected 0 to {MAX_PAGE}, found {size}")
-        return cls(size or DEFAULT_PAGE, _read(token, fields) if token else None)
+        return cls(size or DEFAULT_PAGE, _read(token, kinds) if token else None)
 
 
 def next_token(key: list[Any]) -> str:
@@ -40,11 +41,11 @@ def next_token(key: list[Any]) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(key)).decode().rstrip("=")
 
 
-def _read(token: str, fields: int) -> list[Any]:
+def _read(token: str, kinds: Sequence[type]) -> list[Any]:
     try:
         key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     except (binascii.Error, ValueError):
         key = None
-    if not isinstance(key, list) or len(key) != fields:
+    if not isinstance(key, list) or [type(value) for value in key] != list(kinds):
         raise InvalidInput("page_token: expected one that an earlier answer gave")
     return key

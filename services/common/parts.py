@@ -77,7 +77,8 @@ class CaseReader:
         self._objects = objects
         self._dir = cache_dir / bucket if cache_dir is not None else None
         self._indexes: OrderedDict[str, Index] = OrderedDict()
-        self._parts: OrderedDict[str, list[Row]] = OrderedDict()
+        # Lines as they are stored: a reader rarely wants all rows of a part.
+        self._parts: OrderedDict[str, list[bytes]] = OrderedDict()
         self._room = parts_in_memory
         # One fetch at a time: the next reader usually wants the same part.
         self._lock = asyncio.Lock()
@@ -101,27 +102,28 @@ class CaseReader:
         index = await self.index(digest)
         rows: list[Row] = []
         part: Part | None = None
-        held: list[Row] = []
+        lines: list[bytes] = []
         for position in positions:
             if part is None or not part.first <= position < part.first + part.count:
                 part = index.part_of(position)
-                held = await self._part(part)
-            rows.append(held[position - part.first])
+                lines = await self._part(part)
+            rows.append(orjson.loads(lines[position - part.first]))
         return rows
 
-    async def _part(self, part: Part) -> list[Row]:
+    async def _part(self, part: Part) -> list[bytes]:
         async with self._lock:
-            rows = self._parts.get(part.sha256)
-            if rows is None:
+            lines = self._parts.get(part.sha256)
+            if lines is None:
                 data = await self._object(f"parts/{part.sha256}.jsonl", part.sha256)
                 # Room first: at no time more than the bound is held.
                 while len(self._parts) >= self._room:
                     self._parts.popitem(last=False)
-                rows = [orjson.loads(line) for line in data.splitlines()]
-                self._parts[part.sha256] = rows
+                # Not splitlines: that would also split at characters that JSON leaves as they are.
+                lines = data.split(b"\n")
+                self._parts[part.sha256] = lines
             else:
                 self._parts.move_to_end(part.sha256)
-            return rows
+            return lines
 
     async def _object(self, key: str, digest: str) -> bytes:
         path = self._dir / key if self._dir is not None else None

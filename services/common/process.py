@@ -58,12 +58,17 @@ class Process:
         *,
         every: float,
         wake: asyncio.Event | None = None,
+        rest: float = 0.0,
     ) -> asyncio.Task[None]:
-        """Repeat ``step`` every so many seconds, and at once when ``wake`` is set."""
-        return self.spawn(name, self._repeat(name, step, every, wake or asyncio.Event()))
+        """Repeat ``step`` every so many seconds, and at once when ``wake`` is set.
+
+        :param rest: the least time from the end of one step to the start of the next: what wakes it often is then
+            dealt with together.
+        """
+        return self.spawn(name, self._repeat(name, step, every, wake or asyncio.Event(), rest))
 
     async def _repeat(
-        self, name: str, step: Callable[[], Awaitable[None]], every: float, wake: asyncio.Event
+        self, name: str, step: Callable[[], Awaitable[None]], every: float, wake: asyncio.Event, rest: float
     ) -> None:
         while not self.stopping.is_set():
             wake.clear()
@@ -74,6 +79,8 @@ class Process:
                 log.warning("loop.fault", loop=name, error=str(error) or type(error).__name__)
                 await self.sleep(min(every, 0.5))
                 continue
+            if rest:
+                await self.sleep(rest)
             with suppress(TimeoutError):
                 await asyncio.wait_for(_first(wake, self.stopping), every)
 

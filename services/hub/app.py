@@ -61,6 +61,8 @@ CALLERS = {
 #: Every loop also looks by itself this often, seconds, whatever became of what should have woken it.
 _SWEEP_SECONDS = 1.0
 _REAP_SECONDS = 0.5
+#: Every lease and every end of a shard makes room in the window; at full load there are dozens a second.
+_DISPATCH_REST_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,13 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
         return vault.decrypt(model, sealed) if sealed else ""
 
     dispatcher = Dispatcher(near.pool, locks, near.rings, ring_seconds=settings.ring_seconds)
-    reaper = Reaper(near.pool, locks, leases, grace=settings.lease_seconds)
+    reaper = Reaper(near.pool, locks, leases, grace=settings.lease_seconds / 3)
     sealer = Sealer(near.pool, locks, records, wakes)
     loader = Loader(near.pool, leases, plans, signer, records, stops)
     uploaded = asyncio.Event()
-    process.loop("dispatch", dispatcher.step, every=_SWEEP_SECONDS, wake=wakes.dispatch)
+    process.loop(
+        "dispatch", dispatcher.step, every=_SWEEP_SECONDS, wake=wakes.dispatch, rest=_DISPATCH_REST_SECONDS
+    )
     process.loop("reap", reaper.step, every=_REAP_SECONDS)
     process.loop("seal", sealer.step, every=_SWEEP_SECONDS, wake=wakes.seal)
     process.loop("load", loader.step, every=_SWEEP_SECONDS, wake=wakes.load)

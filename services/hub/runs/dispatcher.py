@@ -17,9 +17,10 @@ from services.hub.runs.store import Ring
 
 log = structlog.get_logger()
 
-#: How many shards are rung for at once, for each that runners can hold, and at least.
-_WINDOW_PER_SLOT = 3
-_SMALLEST_WINDOW = 8
+#: How many rings of a pool may be out for each runner, and at least. Few: rings are heard in order, so what is rung
+#: for later waits behind all of them, and a shard that is rung for can no longer make way for a more urgent one.
+_WINDOW_PER_RUNNER = 2
+_SMALLEST_WINDOW = 4
 
 
 class Dispatcher:
@@ -41,13 +42,13 @@ class Dispatcher:
         """
         async with self._db.acquire() as conn:
             pools = await store.pools_to_dispatch(conn, self._stale)
-            slots = await store.slots(conn, SEEN)
-        size = max(_SMALLEST_WINDOW, _WINDOW_PER_SLOT * slots.total)
+            runners = await store.runners(conn, SEEN)
+        size = max(_SMALLEST_WINDOW, _WINDOW_PER_RUNNER * runners.there)
         for pool in pools:
             async with self._locks.hold(pool) as conn:
                 rings = await store.fill_window(conn, pool, size)
                 # While nobody has room, more rings would only pile up behind those that are out.
-                again = await store.ring_again(conn, pool, self._stale, slots.free) if slots.free else []
+                again = await store.ring_again(conn, pool, self._stale, runners.free) if runners.free else []
             if again:
                 log.info("dispatch.again", pool=pool, shards=len(again))
             await self._publish([*rings, *again])

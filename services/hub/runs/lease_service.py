@@ -20,6 +20,7 @@ from services.hub.runs.domain import RunnerId, ShardId, Verdict
 from services.hub.runs.leases import Lease, Leases, Return
 from services.hub.runs.planning import positions
 from services.hub.runs.plans import Plans
+from services.hub.runs.specs import LOADED_POOL
 from services.hub.runs.wakes import Wakes
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -91,6 +92,8 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
         if not 0 < len(request.request_id) <= _LONGEST_ID:
             raise InvalidInput("request_id: expected a UUID made by the runner")
         plan = await self._plans.get(shard.run)
+        if plan.pool == LOADED_POOL:
+            raise LeaseLost("the scorer loads this shard; no runner works on it")
         lease = await self._leases.lease(plan.pool, shard, runner, request.request_id)
         return lease_pb2.LeaseShardResponse(
             lease=sign_lease(self._signer, plan.spec, lease, runner),

@@ -97,6 +97,8 @@ class Leases:
             await lease_store.save(conn, pool, runner, settled)
         if started != view.run_state:
             self._wakes.run_changed(shard.run)
+        # There is room in the window for another.
+        self._wakes.dispatch.set()
         await self.ring(settled.ring)
         return Lease(view, attempt, settled.permits)
 

@@ -165,16 +165,18 @@ DELETE FROM runners WHERE id = $1
 DELETE FROM runners WHERE seen_at < statement_timestamp() - $1::interval
 
 -- name: pools_to_dispatch
+-- Scalar subqueries keep the planner from reading all of a big run to find its first pending shard.
 SELECT DISTINCT r.pool
 FROM runs r
 WHERE r.state IN ('QUEUED', 'RUNNING') AND r.subject_kind <> 'loaded'
-  AND (EXISTS (SELECT FROM shards s WHERE s.run_id = r.id AND s.state = 'PENDING')
-       OR EXISTS (SELECT FROM shards s WHERE s.pool = r.pool AND s.run_id = r.id AND s.state = 'QUEUED'
-                                         AND s.rung_at < statement_timestamp() - $1::interval))
+  AND ((SELECT s.number FROM shards s WHERE s.run_id = r.id AND s.state = 'PENDING' ORDER BY s.number LIMIT 1)
+           IS NOT NULL
+       OR (SELECT min(s.rung_at) FROM shards s WHERE s.pool = r.pool AND s.run_id = r.id AND s.state = 'QUEUED')
+           < statement_timestamp() - $1::interval)
 
--- name: slots
--- How many shards the runners that are there can hold, and how many more than they do.
-SELECT coalesce(sum(n.shards), 0)::int AS slots, coalesce(sum(greatest(n.shards - busy.shards, 0)), 0)::int AS free
+-- name: runners
+-- How many runners are there, and how many more shards they can hold than they do.
+SELECT count(*)::int AS there, coalesce(sum(greatest(n.shards - busy.shards, 0)), 0)::int AS free
 FROM runners n
 CROSS JOIN LATERAL (SELECT count(*) AS shards FROM shards s WHERE s.runner = n.id AND s.state = 'RUNNING') AS busy
 WHERE n.seen_at > statement_timestamp() - $1::interval

@@ -79,10 +79,10 @@ class Ring(NamedTuple):
         return f"{self.shard}:{self.attempt}:{self.ring}"
 
 
-class Slots(NamedTuple):
-    """Shards that the runners that are there can hold, and how many more than they do."""
+class Runners(NamedTuple):
+    """How many runners are there, and how many more shards they can hold."""
 
-    total: int
+    there: int
     free: int
 
 
@@ -224,11 +224,11 @@ async def pools_to_dispatch(conn: Conn, stale: timedelta) -> list[Pool]:
     return [Pool(row["pool"]) for row in await conn.fetch(SQL["pools_to_dispatch"], stale)]
 
 
-async def slots(conn: Conn, seen: timedelta) -> Slots:
-    """What the runners that were heard of within that time can hold."""
-    row = await conn.fetchrow(SQL["slots"], seen)
+async def runners(conn: Conn, seen: timedelta) -> Runners:
+    """The runners that were heard of within that time."""
+    row = await conn.fetchrow(SQL["runners"], seen)
     assert row is not None
-    return Slots(row["slots"], row["free"])
+    return Runners(row["there"], row["free"])
 
 
 async def fill_window(conn: Conn, pool: Pool, size: int) -> list[Ring]:

@@ -1,7 +1,5 @@
 """A hub's runs on real servers: PostgreSQL, NATS, a gRPC server of its own, and a scorer that a test can steer."""
 
-# ruff: noqa: N802 - gRPC names the methods
-
 from __future__ import annotations
 
 import asyncio
@@ -21,10 +19,8 @@ from pydantic import SecretStr
 
 from benchgen.errors import BenchgenError, Unavailable
 from benchgen.eval.v1 import (
-    environment_pb2,
     lease_pb2,
     lease_pb2_grpc,
-    result_pb2,
     result_pb2_grpc,
     run_pb2,
     run_pb2_grpc,
@@ -47,6 +43,7 @@ from services.hub.runs.sealer import Sealer
 from services.hub.runs.service import RunService
 from services.hub.runs.stops import Stops
 from services.hub.runs.wakes import Wakes
+from tests.integration.hub.scorer_support import Scorer, scorer_served
 from tests.integration.hub.support import MIGRATIONS, seed
 
 LEASE_SECONDS = 2.0
@@ -57,49 +54,7 @@ DIGEST = "d" * 64
 SERVICES: Mapping[str, frozenset[str]] = {
     "benchgen.eval.v1.LeaseService": frozenset({"runner"}),
     "benchgen.eval.v1.RunService": frozenset({"gateway"}),
-    "benchgen.eval.v1.RecordService": frozenset({"hub"}),
 }
-
-
-class Scorer(result_pb2_grpc.RecordServiceServicer):
-    """Answers the hub as a test wants it."""
-
-    def __init__(self) -> None:
-        self.sealed: list[result_pb2.SealRunRequest] = []
-        self.loaded: list[lease_pb2.LeaseClaims] = []
-        self.progress: dict[str, run_pb2.RunProgress] = {}
-        self.answers_before_reported = 0
-        self.load_error: tuple[grpc.StatusCode, str] | None = None
-
-    async def SealRun(self, request: result_pb2.SealRunRequest, context: Any) -> result_pb2.SealRunResponse:
-        self.sealed.append(request)
-        if len(self.sealed) <= self.answers_before_reported:
-            return result_pb2.SealRunResponse(
-                state=result_pb2.SealRunResponse.STATE_REPORTING, pending_scores=1
-            )
-        return result_pb2.SealRunResponse(state=result_pb2.SealRunResponse.STATE_REPORTED)
-
-    async def LoadShard(
-        self, request: result_pb2.LoadShardRequest, context: Any
-    ) -> result_pb2.LoadShardResponse:
-        if self.load_error is not None:
-            await context.abort(*self.load_error)
-        claims = lease_pb2.LeaseClaims.FromString(request.lease.claims)
-        self.loaded.append(claims)
-        return result_pb2.LoadShardResponse(loaded=claims.count)
-
-    async def GetProgress(
-        self, request: result_pb2.GetProgressRequest, context: Any
-    ) -> result_pb2.GetProgressResponse:
-        return result_pb2.GetProgressResponse(
-            progress={run: self.progress[run] for run in request.runs if run in self.progress}
-        )
-
-    def RecordResults(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
-        raise AssertionError("the hub records nothing")
-
-    async def VerifyVersion(self, request: Any, context: Any) -> environment_pb2.Verification:
-        raise AssertionError("runs verify nothing")
 
 
 @dataclass(slots=True)
@@ -245,6 +200,24 @@ def run_request(cases: int = 100, **fields: Any) -> run_pb2.CreateRunRequest:
     return run_pb2.CreateRunRequest(**fields)
 
 
+async def cancel(hub: Hub, run: run_pb2.Run) -> run_pb2.Run:
+    """Cancel a run."""
+    return await hub.runs.CancelRun(run_pb2.CancelRunRequest(name=run.name), metadata=hub.as_())
+
+
+async def finish(hub: Hub, run: run_pb2.Run, runner: str = "a") -> None:
+    """Do all the work of a run."""
+    for number in range(run.progress.shards):
+        await hub.complete(await hub.lease(shard(run, number), runner))
+
+
+async def ended(hub: Hub, run: run_pb2.Run) -> run_pb2.Run:
+    """Follow a run to its end."""
+    async with asyncio.timeout(15):
+        watch = hub.runs.WatchRun(run_pb2.WatchRunRequest(name=run.name), metadata=hub.as_())
+        return [now async for now in watch][-1]
+
+
 def shard(run: run_pb2.Run, number: int = 0) -> str:
     """The id of a run's shard."""
     return f"{run.name}-{number:06d}"
@@ -262,20 +235,6 @@ def refused(kind: type[BenchgenError]) -> Iterator[list[BenchgenError]]:
         caught.append(error)
     else:
         raise AssertionError(f"expected {kind.__name__}")
-
-
-@asynccontextmanager
-async def scorer_served() -> AsyncIterator[tuple[Scorer, str, str]]:
-    """A scorer of a test, its address, and the token that it takes from the hub."""
-    scorer, token = Scorer(), seed()
-    settings = RpcSettings(peer_tokens=f"hub={auth.hash_token(token)}")
-
-    def register(server: grpc.aio.Server) -> None:
-        result_pb2_grpc.add_RecordServiceServicer_to_server(scorer, server)
-
-    access = rpc.Access(settings, SERVICES)
-    async with rpc.server("127.0.0.1:0", settings, access, register, grace=0.2) as port:
-        yield scorer, f"127.0.0.1:{port}", token
 
 
 @asynccontextmanager
@@ -331,7 +290,7 @@ async def hub_served(
                 wakes,
                 locks,
                 leases,
-                Dispatcher(pool, locks, connected, ring_seconds=0.5),
+                Dispatcher(pool, locks, connected),
                 Reaper(pool, locks, leases, grace=0.0),
                 Sealer(pool, locks, stub, wakes),
                 Loader(pool, leases, plans, signer, stub, stops),
@@ -397,12 +356,12 @@ async def register_model(db: asyncpg.Pool, name: str = "gpt", *, cap: int = 64, 
 
 
 async def empty_streams(url: str) -> None:
-    """Make NATS forget what other tests left."""
+    """Let NATS lose every message: of other tests, or of this one."""
     client = await nats.connect(url)
     try:
         for name in (bus.SHARDS_STREAM, bus.RUNS_STREAM):
             try:
-                await client.jetstream().delete_stream(name)
+                await client.jetstream().purge_stream(name)
             except NotFoundError:
                 continue
     finally:

@@ -59,28 +59,29 @@ async def age_rings(hub: Hub) -> None:
 async def test_a_small_run_is_rung_for_whole_and_in_order(hub: Hub) -> None:
     run = await hub.create(100)
     await hub.dispatcher.step()
-    assert await rings(hub) == [shard(run, number) for number in range(7)]
+    assert await rings(hub) == [shard(run, number) for number in range(4)]
     await hub.dispatcher.step()
     assert await rings(hub) == []
 
 
 async def test_the_window_is_bounded_and_filled_up_again(hub: Hub) -> None:
-    await hub.keep("a", shards=4)
+    for runner in ("a", "b", "c"):
+        await hub.keep(runner)
     run = await hub.create(1000, trials=10)
     assert run.progress.shards == 40
     await hub.dispatcher.step()
-    assert await queued(hub, run) == 12
+    assert await queued(hub, run) == 6
     for number in range(3):
         await hub.lease(shard(run, number))
     await hub.dispatcher.step()
-    assert await queued(hub, run) == 12
-    assert len(await rings(hub)) == 15
+    assert await queued(hub, run) == 6
+    assert len(await rings(hub)) == 9
 
 
 async def test_a_small_run_behind_a_big_one_is_rung_for_at_once(hub: Hub) -> None:
     big = await hub.create(1000, trials=100)
     await hub.dispatcher.step()
-    assert len(await rings(hub)) == await queued(hub, big) == 8
+    assert len(await rings(hub)) == await queued(hub, big) == 4
     small = await hub.create(10)
     await hub.dispatcher.step()
     assert await rings(hub) == [shard(small)]
@@ -88,17 +89,18 @@ async def test_a_small_run_behind_a_big_one_is_rung_for_at_once(hub: Hub) -> Non
 
 async def test_runs_take_turns(hub: Hub) -> None:
     runs = [await hub.create(1000) for _ in range(3)]
-    await hub.keep("a", shards=5)
+    for number in range(6):
+        await hub.keep(f"runner-{number}")
     await hub.dispatcher.step()
     counts = Counter(ring.partition("-")[0] for ring in await rings(hub))
-    assert counts == {run.name: 5 for run in runs}
+    assert counts == {run.name: 4 for run in runs}
     # What is leased counts as much as what is rung for; who has less in hand comes first.
-    held = [await hub.lease(shard(runs[0], number)) for number in range(5)]
+    held = [await hub.lease(shard(runs[0], number)) for number in range(4)]
     for lease in held[:3]:
         await hub.complete(lease)
     await hub.dispatcher.step()
     counts = Counter(ring.partition("-")[0] for ring in await rings(hub))
-    assert counts == {runs[0].name: 4, runs[1].name: 1}
+    assert counts == {runs[0].name: 4}
 
 
 async def test_a_higher_priority_goes_first(hub: Hub) -> None:
@@ -106,7 +108,7 @@ async def test_a_higher_priority_goes_first(hub: Hub) -> None:
     await hub.dispatcher.step()
     counts = Counter(ring.partition("-")[0] for ring in await rings(hub))
     # What has nothing in hand does not wait: it would never start.
-    assert counts == {high.name: 8, low.name: 1}
+    assert counts == {high.name: 4, low.name: 1}
 
 
 async def test_models_have_windows_of_their_own(hub: Hub) -> None:
@@ -117,7 +119,7 @@ async def test_models_have_windows_of_their_own(hub: Hub) -> None:
         await hub.create(1000, model="builtin/echo"),
     ]
     await hub.dispatcher.step()
-    assert [await queued(hub, run) for run in runs] == [8, 8, 8]
+    assert [await queued(hub, run) for run in runs] == [4, 4, 4]
 
 
 async def test_what_the_scorer_loads_is_never_rung_for(hub: Hub) -> None:
@@ -136,7 +138,6 @@ async def test_a_lost_ring_is_repeated_under_a_new_name(hub: Hub, nats_url: str)
     # Within the time in which JetStream drops what it has seen before.
     assert await rings(hub) == [shard(run)]
     await empty_streams(nats_url)
-    await hub.bus.ensure_streams()
     await age_rings(hub)
     await hub.dispatcher.step()
     assert await rings(hub) == [shard(run)]
@@ -144,7 +145,7 @@ async def test_a_lost_ring_is_repeated_under_a_new_name(hub: Hub, nats_url: str)
 
 async def test_nobody_is_rung_again_while_nobody_has_room(hub: Hub) -> None:
     await hub.keep("a", shards=1)
-    run = await hub.create(100)
+    run = await hub.create(10)
     await hub.dispatcher.step()
     await rings(hub)
     held = await hub.lease(shard(run, 0))
@@ -172,7 +173,7 @@ async def test_two_dispatchers_ring_once(here: World) -> None:
         for _ in range(5):
             await here.hub.dispatcher.step()
             await second.dispatcher.step()
-        assert await rings(here.hub) == [shard(run, number) for number in range(7)]
+        assert await rings(here.hub) == [shard(run, number) for number in range(4)]
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -201,7 +202,7 @@ async def test_plans_use_the_indexes(hub: Hub) -> None:
             ("pools_to_dispatch", (second,)),
             ("fill_window", ("gpt", 60)),
             ("ring_again", ("gpt", second, 20)),
-            ("slots", (second,)),
+            ("runners", (second,)),
             ("pools_with_expired", ()),
             ("expired", ("gpt",)),
             ("lease_view", (run.name, 7, "a", second, 30.0)),

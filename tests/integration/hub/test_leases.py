@@ -375,6 +375,12 @@ async def test_a_secret_is_given_for_a_held_lease_only(here: World) -> None:
     assert await ask(open_model.lease) == ""
 
 
+async def test_no_runner_leases_what_the_scorer_loads(hub: Hub) -> None:
+    run = await hub.create(10, model="builtin/oracle")
+    with refused(LeaseLost):
+        await hub.lease(shard(run))
+
+
 async def test_only_runners_lease(hub: Hub) -> None:
     run = await hub.create(10)
     with refused(PermissionDenied):

@@ -1,0 +1,1 @@
+"""The runner's parts that need no server."""
