@@ -330,12 +330,11 @@ def report_json(report: result_pb2.Report) -> Json:
         }
         if report.HasField("latency_ms")
         else None,
-        "tokens": {"input": report.tokens.input, "output": report.tokens.output}
-        if report.HasField("tokens")
-        else None,
+        "tokens": _tokens(_optional(report.tokens, "input"), _optional(report.tokens, "output")),
         "cost_usd": {"total": report.cost_usd.total, "per_case": report.cost_usd.per_case}
         if report.HasField("cost_usd")
         else None,
+        "cost_known_cases": report.cost_known_cases,
         "calls": report.calls,
         "seconds": report.seconds,
     }
@@ -373,6 +372,7 @@ def _metric_json(metric: result_pb2.Metric) -> Json:
         "passed": metric.passed,
         "failed": metric.failed,
         "errors": metric.errors,
+        "missing": metric.missing,
         "method": metric.method or None,
         "worst": _optional(metric, "worst"),
         "best": _optional(metric, "best"),

@@ -115,9 +115,8 @@ def _rest(run: run_pb2.Run, report: result_pb2.Report) -> Iterator[tuple[str, Re
         latency = report.latency_ms
         named = (("mean", latency.mean), ("p50", latency.p50), ("p95", latency.p95))
         yield "latency", Text(" · ".join(f"{name} {text.milliseconds(value)}" for name, value in named))
-    if report.HasField("tokens"):
-        tokens = report.tokens
-        yield "tokens", Text(text.tokens(tokens.input, tokens.output))
+    if (tokens := schemas.report_json(report)["tokens"]) is not None:
+        yield "tokens", Text(text.tokens(tokens["input"], tokens["output"]))
     elif report.calls:
         yield "tokens", Text("unknown: the endpoint reported none")
     yield "cost", Text(_cost(run, report))

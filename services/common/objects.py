@@ -47,6 +47,8 @@ class ObjectStore:
         self._made: Minio | None = None
 
     async def __aenter__(self) -> Self:
+        # Importing the client takes a quarter of a second: beside the rest of the start, not within the first use.
+        self._threads.submit(self._client)
         return self
 
     async def __aexit__(
@@ -84,7 +86,6 @@ class ObjectStore:
 
     def _client(self) -> Minio:
         if self._made is None:
-            # Importing the client takes a quarter of a second: not while a service starts.
             import urllib3
             from minio import Minio
 

@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from benchgen.errors import BenchgenError, Unavailable
@@ -88,10 +89,13 @@ def _handler(
         (True, False): (channel.stream_unary, grpc.stream_unary_rpc_method_handler),
         (True, True): (channel.stream_stream, grpc.stream_stream_rpc_method_handler),
     }[method.client_streaming, method.server_streaming]
-    forward = _Forward(name, open_call(name), keys, backends, streams)
+    forward = _Forward(name, open_call(name), method.client_streaming, keys, backends, streams)
     # grpc.aio takes coroutines and asynchronous generators where its types know blocking functions.
     behaviour: Any = forward.stream if method.server_streaming else forward.unary
     return make(behaviour)
+
+
+_END_BELIEVED_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,7 @@ class _Forward:
     name: str
     call: Any
     """Opens a call of the method on a channel: takes bytes, or an iterator of them."""
+    takes_stream: bool
     keys: Keys
     backends: Backends
     streams: _Streams
@@ -108,16 +113,19 @@ class _Forward:
     async def unary(self, request: Any, context: Context) -> bytes:
         """One answer."""
         async with self._passing(context) as metadata:
-            call = self.call(request, metadata=metadata, timeout=context.time_remaining())
-            answer: bytes = await call
-            context.set_trailing_metadata(tuple(await call.trailing_metadata()))
+            call = self._open(request, metadata, context)
+            try:
+                answer: bytes = await call
+                context.set_trailing_metadata(tuple(await call.trailing_metadata()))
+            finally:
+                call.cancel()
             return answer
         raise AssertionError("a call that fails is aborted")
 
     async def stream(self, request: Any, context: Context) -> AsyncIterator[bytes]:
         """A stream of answers."""
         async with self._passing(context) as metadata:
-            call = self.call(request, metadata=metadata, timeout=context.time_remaining())
+            call = self._open(request, metadata, context)
             self.streams.open.add(call)
             try:
                 async for answer in call:
@@ -132,6 +140,10 @@ class _Forward:
             finally:
                 self.streams.open.discard(call)
                 call.cancel()
+
+    def _open(self, request: Any, metadata: Metadata, context: Context) -> Any:
+        messages = _whole(request) if self.takes_stream else request
+        return self.call(messages, metadata=metadata, timeout=context.time_remaining())
 
     @asynccontextmanager
     async def _passing(self, context: Context) -> AsyncIterator[Metadata]:
@@ -151,7 +163,7 @@ class _Forward:
             log.warning("passthrough.failed", method=self.name, code=code, error=failure.details())
             await _refuse(context, failure_of(failure))
         except BenchgenError as error:
-            code = error.reason
+            code = code_pb2.Code.Name(status_of(error).code)
             await _refuse(context, error)
         except (asyncio.CancelledError, GeneratorExit):
             code = "CANCELLED"
@@ -160,6 +172,14 @@ class _Forward:
             seconds = time.perf_counter() - started
             RPC_SECONDS.labels(self.name, code).observe(seconds)
             log.debug("passthrough", method=self.name, code=code, key=key, seconds=round(seconds, 4))
+
+
+async def _whole(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """A caller's messages. To grpc.aio a caller who breaks off has first ended, and is cancelled a moment later: the
+    end is believed after that moment, so that no service takes a part for the whole."""
+    async for request in requests:
+        yield request
+    await asyncio.sleep(_END_BELIEVED_SECONDS)
 
 
 async def _refuse(context: Context, error: BenchgenError) -> None:

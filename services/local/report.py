@@ -43,7 +43,7 @@ def ready(state: StackState, seconds: float) -> None:
 def where(state: StackState) -> None:
     """Tell where the stack is reached."""
     if state.api:
-        say(f"  web, API   {state.api}")
+        say(f"  API        {state.api}")
         say(f"  gRPC       {state.grpc}")
     say(f"  API key    {state.api_key_file}")
     say(f"  data       {state.data_dir}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from benchgen.eval.v1 import environment_pb2, model_pb2, run_pb2
@@ -43,7 +43,7 @@ class GenerationBody(BaseModel):
             top_p=self.top_p,
             max_tokens=self.max_tokens,
             stop=self.stop,
-            extra_json=orjson.dumps(self.extra).decode() if self.extra else "",
+            extra_json=json.dumps(self.extra) if self.extra else "",
         )
 
 

@@ -310,16 +310,22 @@ class Coverage(Shape):
     scored: int
 
 
-class Metric(Shape):
-    """One rule over a run."""
+class SliceMetric(Shape):
+    """The primary rule over the questions that have one value of a field."""
 
     mean: float | None
-    stderr: float | None
     ci95: Annotated[list[float] | None, Field(min_length=2, max_length=2)]
     n: Annotated[int, Field(description="How many questions.")]
+
+
+class Metric(SliceMetric):
+    """One rule over a run."""
+
+    stderr: float | None
     passed: int
     failed: int
     errors: int
+    missing: Annotated[int, Field(description="Planned trials without a score of this rule, errors included.")]
     method: str | None
     worst: float | None
     best: float | None
@@ -354,11 +360,12 @@ class Report(Shape):
     coverage: Coverage
     primary_rule: str
     metrics: dict[str, Metric]
-    slices: dict[str, dict[str, Metric]]
+    slices: Annotated[dict[str, dict[str, SliceMetric]], Field(description="By field and value.")]
     outcomes: dict[str, int]
     latency_ms: Latency | None
     tokens: Tokens | None
     cost_usd: Cost | None
+    cost_known_cases: int
     calls: int
     seconds: float
 
@@ -372,7 +379,22 @@ class Page(Shape, Generic[Item]):
     items: list[Item]
     next_page_token: Annotated[str | None, Field(description="Null on the last page.")]
 
-    @classmethod
-    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        """Such as `RunPage`."""
-        return f"{params[0].__name__}Page"
+
+class EnvironmentPage(Page[Environment]):
+    """A page of environments."""
+
+
+class VersionPage(Page[Version]):
+    """A page of versions."""
+
+
+class ModelPage(Page[Model]):
+    """A page of models."""
+
+
+class RunPage(Page[Run]):
+    """A page of runs."""
+
+
+class ResultPage(Page[Result]):
+    """A page of results."""

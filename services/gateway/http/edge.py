@@ -49,6 +49,8 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+#: What is counted by name; a client can make up others without end.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _NO_CONTENT = "default-src 'none'; frame-ancestors 'none'"
 
 
@@ -79,10 +81,15 @@ class Edge:
 
         try:
             await self._app(scope, receive, guarded_send)
+        except Exception:
+            # What was answered with 500 was logged then, and Starlette raises it once more for its server to log.
+            if status != HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
-            HTTP_SECONDS.labels(route, scope["method"], str(status)).observe(seconds)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            HTTP_SECONDS.labels(route, method, str(status)).observe(seconds)
             log.debug(
                 "http",
                 method=scope["method"],
@@ -112,6 +119,11 @@ class Body:
         self._hash.update(message.get("body", b""))
         if self.received > self.most:
             raise too_long(self.most)
+
+    async def rest(self, receive: Receive) -> None:
+        """Read what nobody wanted, so that the client hears the answer and the hash is of the whole body."""
+        while not self.ended:
+            await receive()
 
     def sha256(self) -> str:
         """Of what was received, in hex."""

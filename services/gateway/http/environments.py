@@ -29,7 +29,7 @@ _ZIP = ("application/zip", "application/x-zip-compressed")
 Name = Annotated[str, Path(description="`name` or `org/name`.", examples=["gsm8k-mini"])]
 
 
-@router.get("/environments", summary="List environments", responses=openapi.page_of(documents.Environment))
+@router.get("/environments", summary="List environments", responses=openapi.answer(documents.EnvironmentPage))
 async def list_environments(
     caller: CallerDep, page_size: PageSize = 50, page_token: PageToken = ""
 ) -> Response:
@@ -77,7 +77,9 @@ async def upload_environment(request: Request, caller: CallerDep, once: OnceDep)
     summary="Get a publication",
     responses=openapi.answer(documents.Publication),
 )
-async def get_publication(caller: CallerDep, publication: str) -> Response:
+async def get_publication(
+    caller: CallerDep, publication: Annotated[str, Path(description="The id that the upload was given.")]
+) -> Response:
     """Where an upload stands, and all that is wrong with it."""
     request = environment_pb2.GetPublicationRequest(name=publication)
     found = await caller.call(caller.backends.environments.GetPublication, request)
@@ -87,7 +89,7 @@ async def get_publication(caller: CallerDep, publication: str) -> Response:
 @router.get(
     "/environments/{name:slashed}/versions",
     summary="List versions",
-    responses=openapi.page_of(documents.Version),
+    responses=openapi.answer(documents.VersionPage),
 )
 async def list_versions(
     caller: CallerDep, name: Name, page_size: PageSize = 50, page_token: PageToken = ""

@@ -32,7 +32,7 @@ Name = Annotated[
 ]
 
 
-@router.get("", summary="List models", responses=openapi.page_of(documents.Model))
+@router.get("", summary="List models", responses=openapi.answer(documents.ModelPage))
 async def list_models(caller: CallerDep, page_size: PageSize = 50, page_token: PageToken = "") -> Response:
     """Models by name, the built-in ones first. Secrets are never shown."""
     request = model_pb2.ListModelsRequest(page_size=page_size, page_token=page_token)

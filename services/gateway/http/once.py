@@ -36,8 +36,9 @@ class Once:
         key_id = self._caller.who.key_id
         if self._key is None:
             return await execute(request_id(key_id, None))
-        url = self._request.url
-        path = f"{url.path}?{url.query}" if url.query else url.path
+        # As it was sent, percent signs and all: a decoded path can hold what no text in a database can.
+        target: bytes = self._request.scope["raw_path"] + b"?" + self._request.scope["query_string"]
+        path = target.decode("latin-1").removesuffix("?")
         begun = await idempotency.begin(self._caller.api.pool, key_id, self._key, self._request.method, path)
         if isinstance(begun, KnownRequest):
             return await self._replay(begun)
@@ -62,8 +63,7 @@ class Once:
     async def _body_hash(self) -> str:
         """The hash of the whole body, whether its handler wanted all of it or not."""
         body = self._request.state.body
-        while not body.ended:
-            await self._request.receive()
+        await body.rest(self._request.receive)
         digest: str = body.sha256()
         return digest
 

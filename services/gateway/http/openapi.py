@@ -9,7 +9,7 @@ from typing import Any
 from fastapi.openapi.utils import get_openapi
 from starlette.routing import BaseRoute
 
-from services.gateway.http.documents import Page, Problem, Shape
+from services.gateway.http.documents import Problem, Shape
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -32,11 +32,6 @@ EVENTS: Responses = PROBLEMS | {
 def answer(shape: type[Shape], status: HTTPStatus = HTTPStatus.OK) -> Responses:
     """What an operation answers with."""
     return PROBLEMS | {status.value: {"model": shape, "description": shape.__doc__ or ""}}
-
-
-def page_of(shape: type[Shape]) -> Responses:
-    """What an operation that lists answers with."""
-    return answer(Page[shape])  # type: ignore[valid-type]
 
 
 def raw_body(media_type: str, description: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from benchgen import errors
 from services.common import db
@@ -93,6 +94,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _of_http)
     for passing in (*db.TRANSIENT, TimeoutError):
         app.add_exception_handler(passing, _of_database)
+    app.add_exception_handler(ClientDisconnect, _to_nobody)
     app.add_exception_handler(Exception, _of_anything)
 
 
@@ -106,6 +108,8 @@ async def _of_http(_: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     reason = error.reason if isinstance(error, Refusal) else status.name
     detail = error.detail
+    if status is HTTPStatus.BAD_REQUEST:
+        reason = errors.InvalidInput.reason
     if status is HTTPStatus.NOT_FOUND:
         detail = "there is no such address here; see /openapi.json"
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
@@ -140,6 +144,11 @@ def _field(fault: Mapping[str, Any]) -> dict[str, str]:
 async def _of_database(_: Request, error: Exception) -> Response:
     log.warning("http.database", error=str(error) or type(error).__name__)
     return problem_of(errors.Unavailable("the gateway's database cannot be reached; try again"))
+
+
+async def _to_nobody(_: Request, __: Exception) -> Response:
+    """The client left while it was sending; whatever is answered goes nowhere."""
+    return problem(HTTPStatus.BAD_REQUEST, "the request broke off", "CLIENT_LEFT")
 
 
 async def _of_anything(request: Request, error: Exception) -> Response:

@@ -20,7 +20,7 @@ def json_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """A document as JSON."""
-    return Response(orjson.dumps(document), status, headers=headers, media_type=media_type)
+    return Response(orjson.dumps(document), status.value, headers=headers, media_type=media_type)
 
 
 def page_response(items: Iterable[Item], shape: Callable[[Item], Any], next_page_token: str) -> Response:

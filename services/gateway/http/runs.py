@@ -54,7 +54,7 @@ _FILTERS = {
 }
 
 
-@router.get("", summary="List runs", responses=openapi.page_of(documents.Run))
+@router.get("", summary="List runs", responses=openapi.answer(documents.RunPage))
 async def list_runs(
     caller: CallerDep,
     environment: Annotated[str, Query(description="Only of this `name` or `name@version`.")] = "",
@@ -134,7 +134,7 @@ async def watch_run(
     )
 
 
-@router.get("/{run}/results", summary="List results", responses=openapi.page_of(documents.Result))
+@router.get("/{run}/results", summary="List results", responses=openapi.answer(documents.ResultPage))
 async def list_results(
     caller: CallerDep,
     run: RunId,

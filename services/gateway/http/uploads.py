@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -48,23 +48,26 @@ async def upload(
     :raises BenchgenError: what the service answered instead.
     :raises Refusal: the body is too long, or stood still.
     """
-    fault: BaseException | None = None
+    call = method(metadata=caller.backends.metadata(caller.who))
+    fault: Exception | None = None
 
-    async def parts() -> AsyncIterator[Part]:
+    async def send() -> None:
         nonlocal fault
-        yield header
         try:
+            await call.write(header)
             async for piece in request.stream():
                 for start in range(0, len(piece), _CHUNK_BYTES):
-                    yield part(piece[start : start + _CHUNK_BYTES])
+                    await call.write(part(piece[start : start + _CHUNK_BYTES]))
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the service answered before it had heard all
         except Exception as error:
-            # gRPC would drop it, and say only that the call was cancelled.
             fault = error
-            raise
+            call.cancel()
 
-    call = method(parts(), metadata=caller.backends.metadata(caller.who))
+    sending = asyncio.create_task(send())
     try:
-        return await call
+        answer = await call
     except grpc.aio.AioRpcError as failure:
         raise failure_of(failure) from None
     except asyncio.CancelledError:
@@ -73,3 +76,7 @@ async def upload(
         raise fault from None
     finally:
         call.cancel()
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    await request.state.body.rest(request.receive)
+    return answer
