@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -127,10 +128,22 @@ async def _run(name: str, settings: S, serve: Callable[[S, Process], Awaitable[N
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, process.stopping.set)
+        _spare_the_collector()
         async with _health(process, settings.http_listen):
             await serve(settings, process)
         process.stopping.set()
     log.info("process.stopped")
+
+
+def _spare_the_collector() -> None:
+    """Look for cycles of garbage less often, and never in what was loaded at the start.
+
+    Measured: a sixth of a runner's time goes into looking. What is made for a request is freed by its last reference;
+    cycles come with exceptions and closed connections, and are few.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 @asynccontextmanager
