@@ -16,7 +16,7 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-class Stop(Exception):  # noqa: N818 - it is how a command ends, not always an error
+class Stop(Exception):
     """Ends the command with an exit code and a message on stderr.
 
     :param hint: what to do about it, on a line of its own.

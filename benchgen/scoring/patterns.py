@@ -27,7 +27,7 @@ _FLAGS: dict[Flag, int] = {
 }
 
 
-class PatternInvalid(ValueError):  # noqa: N818 - the project names errors by what is wrong
+class PatternInvalid(ValueError):
     """The pattern cannot be compiled; the message says where and why."""
 
 

@@ -46,7 +46,7 @@ Judge = Callable[[str, Any, Sequence[str] | None], RuleScore]
 """(answer, target, choices) -> score. Raises :class:`RuleFailed` when it cannot judge."""
 
 
-class RuleFailed(Exception):  # noqa: N818 - the project names errors by what is wrong
+class RuleFailed(Exception):
     """The rule cannot judge this response; the message says why."""
 
 

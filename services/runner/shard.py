@@ -16,7 +16,7 @@ from services.runner.recording import RecordStream, recording
 from services.runner.subjects import subject_of
 
 
-class PermanentFault(Exception):  # noqa: N818 - it is named by what it is
+class PermanentFault(Exception):
     """The provider refuses for good; the message has its own words."""
 
 

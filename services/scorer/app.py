@@ -73,7 +73,7 @@ async def listening(settings: ScorerSettings) -> AsyncIterator[int]:
                 recorder=recorder,
                 targets=targets,
                 objects=objects,
-                loader=Loader(recorder, solutions, predictions),
+                loader=Loader(recorder, solutions, predictions, threads),
                 reporter=Reporter(pool),
                 verifier=VersionVerifier(targets, solutions, threads),
                 hub=Verifier(settings.lease_public_key),

@@ -13,6 +13,7 @@ from benchgen.scoring.rules import CompiledRule, RuleScore, compile_rules
 from benchgen.scoring.spec import parse_rules
 from services.common.parts import CaseReader
 from services.scorer.domain import Outcome
+from services.scorer.intake import clean
 
 
 @lru_cache(maxsize=64)
@@ -81,4 +82,6 @@ def _target(row: dict[str, Any], rules: Sequence[CompiledRule]) -> Target:
         )
         for rule in rules
     )
-    return Target(row["id"], by_rule, row["cluster"], row["slices"] or None)
+    slices = {clean(name): clean(value) for name, value in row["slices"].items()}
+    cluster = None if row["cluster"] is None else clean(row["cluster"])
+    return Target(row["id"], by_rule, cluster, slices or None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +12,18 @@ from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2
 from benchgen.scoring.cost import Prices, Usage, cost_picousd
 from services.scorer.domain import Outcome, Record
 
+#: Of an answer, and of the reasoning that came with it, in bytes.
 MAX_RESPONSE = 64 * 1024
 MAX_ERROR = 2_000
+MAX_CALLS = 10_000
+#: Longer answers are not judged: a rule looks at the end of a response only.
+MAX_PAYLOAD = 64 * 1024 * 1024
+
+_MAX_NAME = 200
 _MAX_TOKENS = 2**31 - 1
+_MAX_COST = 2**63 - 1
+_MAX_MILLISECONDS = 1e10
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Intake:
@@ -46,35 +57,36 @@ class Intake:
             outcome = Outcome(result.outcome)
         except ValueError:
             raise InvalidInput(f"outcome: expected a known one, found {result.outcome}") from None
-        # A character takes at most 4 bytes: counting characters first spares encoding almost always.
-        text = result.response
-        if len(text) * 4 > MAX_RESPONSE and len(text.encode()) > MAX_RESPONSE:
-            raise InvalidInput(f"response: at most {MAX_RESPONSE} bytes; put longer ones in a payload")
+        if result.calls > MAX_CALLS:
+            raise InvalidInput(f"calls: at most {MAX_CALLS}, found {result.calls}")
         usage = result.usage if result.HasField("usage") else None
-        failed = [_failed_call(call) for call in result.failed_calls]
         payload = result.payload if result.HasField("payload") else None
+        if payload is not None:
+            check_payload(payload)
         return Record(
             position=result.position,
             trial=result.trial,
             attempt=self._attempt,
             outcome=outcome,
             case_id=result.case_id,
-            response=clean(text),
-            reasoning=clean(result.reasoning) or None,
-            finish_reason=clean(result.finish_reason) or None,
-            reported_model=clean(result.reported_model) or None,
+            response=_bounded(result.response, "response"),
+            reasoning=_bounded(result.reasoning, "reasoning") or None,
+            finish_reason=clean(result.finish_reason[:_MAX_NAME]) or None,
+            reported_model=clean(result.reported_model[:_MAX_NAME]) or None,
             error=clean(result.error[:MAX_ERROR]) or None,
-            input_digest=bytes.fromhex(result.input_digest) if result.input_digest else None,
+            input_digest=_digest(result.input_digest, "input_digest") if result.input_digest else None,
             input_tokens=_tokens(usage, "input_tokens"),
             output_tokens=_tokens(usage, "output_tokens"),
             cached_tokens=_tokens(usage, "cached_tokens"),
             reasoning_tokens=_tokens(usage, "reasoning_tokens"),
-            latency_ms=result.latency_ms if result.HasField("latency_ms") else None,
-            first_byte_ms=result.first_byte_ms if result.HasField("first_byte_ms") else None,
-            started_at=_time(result),
+            latency_ms=_time(result.latency_ms, "latency_ms") if result.HasField("latency_ms") else None,
+            first_byte_ms=(
+                _time(result.first_byte_ms, "first_byte_ms") if result.HasField("first_byte_ms") else None
+            ),
+            started_at=_moment(result),
             calls=result.calls,
             cost_picousd=self._cost(outcome, usage, result),
-            failed_calls=failed,
+            failed_calls=[_failed_call(call) for call in result.failed_calls],
             payload_digest=payload.digest if payload else None,
             payload_bytes=payload.size_bytes if payload else None,
         )
@@ -97,6 +109,8 @@ class Intake:
                 if cost is None:
                     return None
                 total += cost
+        if total > _MAX_COST:
+            raise InvalidInput("usage: so many tokens cannot be")
         return total
 
 
@@ -113,6 +127,32 @@ def prices_of(model: model_pb2.Model) -> Prices:
 def clean(text: str) -> str:
     """Text as Postgres takes it: it has no place for NUL."""
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
+
+
+def check_payload(payload: result_pb2.PayloadRef) -> None:
+    """:raises InvalidInput: it refers to nothing that a runner stores."""
+    _digest(payload.digest, "payload.digest")
+    if payload.size_bytes > MAX_PAYLOAD:
+        raise InvalidInput(f"payload: at most {MAX_PAYLOAD} bytes, found {payload.size_bytes}")
+
+
+def _bounded(text: str, field: str) -> str:
+    # A character takes at most 4 bytes: counting characters first spares encoding almost always.
+    if len(text) * 4 > MAX_RESPONSE and len(text.encode()) > MAX_RESPONSE:
+        raise InvalidInput(f"{field}: at most {MAX_RESPONSE} bytes; put longer ones in a payload")
+    return clean(text)
+
+
+def _digest(text: str, field: str) -> bytes:
+    if not _DIGEST.fullmatch(text):
+        raise InvalidInput(f"{field}: expected a sha256, 64 lower-case hex digits, found {text[:80]!r}")
+    return bytes.fromhex(text)
+
+
+def _time(milliseconds: float, field: str) -> float:
+    if not (math.isfinite(milliseconds) and 0 <= milliseconds <= _MAX_MILLISECONDS):
+        raise InvalidInput(f"{field}: expected milliseconds from 0, found {milliseconds}")
+    return milliseconds
 
 
 def _tokens(usage: result_pb2.Usage | None, name: str) -> int | None:
@@ -133,10 +173,13 @@ def _usage(usage: result_pb2.Usage | None) -> Usage:
     )
 
 
-def _time(result: result_pb2.TrialResult) -> datetime | None:
+def _moment(result: result_pb2.TrialResult) -> datetime | None:
     if not result.HasField("start_time"):
         return None
-    return result.start_time.ToDatetime(tzinfo=UTC)
+    try:
+        return result.start_time.ToDatetime(tzinfo=UTC)
+    except ValueError as error:
+        raise InvalidInput(f"start_time: {error}") from None
 
 
 def _failed_call(call: result_pb2.FailedCall) -> dict[str, Any]:
@@ -145,8 +188,8 @@ def _failed_call(call: result_pb2.FailedCall) -> dict[str, Any]:
     return {
         "http_status": call.http_status,
         "error": clean(call.error[:MAX_ERROR]),
-        "latency_ms": call.latency_ms,
-        "wait_ms": call.wait_ms,
+        "latency_ms": _time(call.latency_ms, "failed_calls.latency_ms"),
+        "wait_ms": _time(call.wait_ms, "failed_calls.wait_ms"),
         "input_tokens": _tokens(usage, "input_tokens"),
         "output_tokens": _tokens(usage, "output_tokens"),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2
@@ -21,10 +23,17 @@ EMPTY = "builtin/empty"
 class Loader:
     """Loads shards. What is loaded goes the same way as what a runner streams."""
 
-    def __init__(self, recorder: Recorder, solutions: CaseReader, predictions: PredictionStore) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        solutions: CaseReader,
+        predictions: PredictionStore,
+        scoring_threads: Executor,
+    ) -> None:
         self._recorder = recorder
         self._solutions = solutions
         self._predictions = predictions
+        self._threads = scoring_threads
 
     async def load(
         self, claims: lease_pb2.LeaseClaims, intake: Intake, judge: Judge, held: frozenset[int]
@@ -34,7 +43,7 @@ class Loader:
         :raises InvalidInput: the run's subject is not one whose answers are there already.
         """
         answers = await self._answers(claims)
-        batch: list[ScoredRecord] = []
+        wanted: dict[TrialKey, Prediction] = {}
         found = 0
         for position in claims.positions:
             for trial in range(claims.spec.trials):
@@ -44,8 +53,11 @@ class Loader:
                     continue
                 found += 1
                 if offset not in held:
-                    batch.append(_scored(claims, judge, TrialKey(position, trial), answer))
-        if batch:
+                    wanted[TrialKey(position, trial)] = answer
+        if wanted:
+            batch = await asyncio.get_running_loop().run_in_executor(
+                self._threads, _scored, claims, judge, wanted
+            )
             await self._recorder.store(claims.run, batch)
         return found
 
@@ -69,7 +81,15 @@ class Loader:
                 raise InvalidInput("the answers of this subject are not there: it has to be run")
 
 
-def _scored(claims: lease_pb2.LeaseClaims, judge: Judge, key: TrialKey, answer: Prediction) -> ScoredRecord:
+def _scored(
+    claims: lease_pb2.LeaseClaims, judge: Judge, answers: Mapping[TrialKey, Prediction]
+) -> list[ScoredRecord]:
+    return [_scored_one(claims, judge, key, answer) for key, answer in answers.items()]
+
+
+def _scored_one(
+    claims: lease_pb2.LeaseClaims, judge: Judge, key: TrialKey, answer: Prediction
+) -> ScoredRecord:
     target = judge.target(key.position)
     assert target is not None
     outcome = Outcome.OK if answer.response.strip() else Outcome.EMPTY

@@ -6,12 +6,10 @@ import hashlib
 
 import orjson
 
-from benchgen.errors import InvalidInput, Unavailable
+from benchgen.errors import InvalidInput, NotFound
 from benchgen.eval.v1 import result_pb2
 from services.common.objects import Bucket, ObjectStore
-
-#: Longer answers are stored and shown, and not judged: a rule looks at the end of a response only.
-MAX_BYTES = 64 * 1024 * 1024
+from services.scorer.intake import check_payload
 
 
 def payload_key(digest: str) -> str:
@@ -22,14 +20,16 @@ def payload_key(digest: str) -> str:
 async def whole_response(objects: ObjectStore, payload: result_pb2.PayloadRef) -> str:
     """The whole answer behind a payload reference.
 
-    :raises InvalidInput: it is too large, or not what a runner stores.
-    :raises Unavailable: what is stored does not have its digest.
+    :raises InvalidInput: there is no such payload, it is too large, or not what a runner stores.
+    :raises Unavailable: the object store cannot be reached.
     """
-    if payload.size_bytes > MAX_BYTES:
-        raise InvalidInput(f"payload: at most {MAX_BYTES} bytes, found {payload.size_bytes}")
-    data = await objects.get(Bucket.PAYLOADS, payload_key(payload.digest))
+    check_payload(payload)
+    try:
+        data = await objects.get(Bucket.PAYLOADS, payload_key(payload.digest))
+    except NotFound as error:
+        raise InvalidInput(f"payload: {error.message}") from None
     if hashlib.sha256(data).hexdigest() != payload.digest:
-        raise Unavailable(f"payload {payload.digest}: what was stored does not have this digest")
+        raise InvalidInput(f"payload {payload.digest}: what is stored does not have this digest")
     try:
         fields = orjson.loads(data)
         response = fields["response"]

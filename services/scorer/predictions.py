@@ -6,18 +6,20 @@ environment's own parts, so a shard reads one or two of them whatever the size o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchgen.errors import InvalidInput
+from benchgen.errors import InvalidInput, NotFound
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader, Index
 from services.scorer.domain import TrialKey
@@ -68,7 +70,7 @@ class PredictionStore:
         index = await self._targets.index(targets_digest)
         positions = await self._positions(targets_digest, index)
         with tempfile.TemporaryFile() as file:
-            digest = hashlib.sha256(targets_digest.encode())
+            digest = hashlib.sha256()
             size = 0
             async for chunk in chunks:
                 size += len(chunk)
@@ -76,9 +78,12 @@ class PredictionStore:
                     raise InvalidInput(f"predictions: at most {MAX_BYTES} bytes")
                 digest.update(chunk)
                 file.write(chunk)
-            rows = _check(file, positions)
+            # A file may have millions of lines: off the event loop.
+            rows = await asyncio.to_thread(_check, file, positions)
             name = digest.hexdigest()
-            await self._write(name, index, file, rows)
+            for part in index.parts:
+                data = await asyncio.to_thread(rows.between, file, part.first, part.first + part.count)
+                await self._objects.put(Bucket.PAYLOADS, _key(targets_digest, name, part.first), data)
         return name, len(rows)
 
     async def _positions(self, targets_digest: str, index: Index) -> dict[str, int]:
@@ -88,20 +93,24 @@ class PredictionStore:
             positions.update((row["id"], row["position"]) for row in rows)
         return positions
 
-    async def _write(self, digest: str, index: Index, file: BinaryIO, rows: Rows) -> None:
-        for part in index.parts:
-            lines = b"\n".join(rows.between(file, part.first, part.first + part.count))
-            await self._objects.put(Bucket.PAYLOADS, _key(digest, part.first), lines)
-
     async def read(
         self, digest: str, targets_digest: str, positions: Sequence[int]
     ) -> dict[TrialKey, Prediction]:
-        """The answers to some cases; those without any are left out."""
+        """The answers to some cases; those without any are left out.
+
+        :raises InvalidInput: there are no such predictions for this environment.
+        """
         index = await self._targets.index(targets_digest)
         wanted = set(positions)
         found: dict[TrialKey, Prediction] = {}
         for first in sorted({index.part_of(position).first for position in positions}):
-            for line in (await self._objects.get(Bucket.PAYLOADS, _key(digest, first))).splitlines():
+            try:
+                data = await self._objects.get(Bucket.PAYLOADS, _key(targets_digest, digest, first))
+            except NotFound:
+                raise InvalidInput(
+                    f"predictions {digest[:12]} were not uploaded for this version of the environment"
+                ) from None
+            for line in data.splitlines():
                 position, trial, *answer = orjson.loads(line)
                 if position in wanted:
                     found[TrialKey(position, trial)] = Prediction(*answer)
@@ -112,41 +121,52 @@ class Rows:
     """Where each answer is in a file, by case: eight bytes a number, so that files of millions of lines fit."""
 
     def __init__(self) -> None:
-        self._positions = array("q")
-        self._trials = array("q")
+        self._keys = array("q")
         self._offsets = array("q")
+        self._lines = array("q")
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._keys)
 
-    def add(self, position: int, trial: int, offset: int) -> None:
-        self._positions.append(position)
-        self._trials.append(trial)
+    def add(self, position: int, trial: int, offset: int, line: int) -> None:
+        self._keys.append(position * _MAX_TRIALS + trial)
         self._offsets.append(offset)
+        self._lines.append(line)
 
     def sort(self) -> None:
         """Order by case and trial."""
-        order = sorted(range(len(self)), key=lambda place: (self._positions[place], self._trials[place]))
-        self._positions = array("q", (self._positions[place] for place in order))
-        self._trials = array("q", (self._trials[place] for place in order))
+        order = sorted(range(len(self)), key=self._keys.__getitem__)
+        self._keys = array("q", (self._keys[place] for place in order))
         self._offsets = array("q", (self._offsets[place] for place in order))
+        self._lines = array("q", (self._lines[place] for place in order))
 
-    def between(self, file: BinaryIO, first: int, end: int) -> Iterator[bytes]:
-        """The answers to cases from ``first`` up to ``end``, each as a JSON array; after :meth:`sort`."""
-        for place in range(bisect_left(self._positions, first), bisect_left(self._positions, end)):
-            file.seek(self._offsets[place])
-            line = _Line.model_validate(orjson.loads(file.readline()))
-            usage = line.usage or _Usage()
-            yield orjson.dumps(
-                [
-                    self._positions[place],
-                    self._trials[place],
-                    line.response,
-                    usage.input_tokens,
-                    usage.output_tokens,
-                    line.latency_ms,
-                ]
-            )
+    def repeated(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
+        """Answers to a trial that has one already: the line, and what is wrong; after :meth:`sort`."""
+        for place in range(1, len(self)):
+            if self._keys[place] == self._keys[place - 1]:
+                again = self._read(file, place)
+                yield (
+                    self._lines[place],
+                    f"case {again.case_id!r}, trial {again.trial}:"
+                    f" answered in line {self._lines[place - 1]} already",
+                )
+
+    def between(self, file: BinaryIO, first: int, end: int) -> bytes:
+        """The answers to cases from ``first`` up to ``end``, a JSON array a line; after :meth:`sort`."""
+        start, stop = (bisect_left(self._keys, position * _MAX_TRIALS) for position in (first, end))
+        return b"\n".join(self._answer(file, place) for place in range(start, stop))
+
+    def _answer(self, file: BinaryIO, place: int) -> bytes:
+        position, trial = divmod(self._keys[place], _MAX_TRIALS)
+        line = self._read(file, place)
+        usage = line.usage or _Usage()
+        return orjson.dumps(
+            [position, trial, line.response, usage.input_tokens, usage.output_tokens, line.latency_ms]
+        )
+
+    def _read(self, file: BinaryIO, place: int) -> _Line:
+        file.seek(self._offsets[place])
+        return _parse(file.readline())
 
 
 def _check(file: BinaryIO, positions: dict[str, int]) -> Rows:
@@ -155,15 +175,8 @@ def _check(file: BinaryIO, positions: dict[str, int]) -> Rows:
     :raises InvalidInput: what cannot be used, with line numbers.
     """
     rows = Rows()
-    problems: list[str] = []
-    seen: dict[tuple[int, int], int] = {}
-    file.seek(0)
-    offset = 0
-    for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
-        start, offset = offset, offset + len(raw)
-        if len(problems) >= _MAX_PROBLEMS:
-            problems.append("... and maybe more")
-            break
+    problems: list[tuple[int, str]] = []
+    for number, start, raw in _lines(file):
         if not raw.strip():
             continue
         try:
@@ -171,21 +184,35 @@ def _check(file: BinaryIO, positions: dict[str, int]) -> Rows:
             position = positions.get(line.case_id)
             if position is None:
                 raise InvalidInput(f"case_id: the environment has no case {line.case_id!r}")
-            before = seen.setdefault((position, line.trial), number)
-            if before != number:
-                raise InvalidInput(
-                    f"case {line.case_id!r}, trial {line.trial}: answered in line {before} already"
-                )
         except InvalidInput as error:
-            problems.append(f"line {number}: {error}")
-            continue
-        rows.add(position, line.trial, start)
-    if not problems and not len(rows):
-        problems.append("the file is empty")
-    if problems:
-        raise InvalidInput("these predictions cannot be used:\n  " + "\n  ".join(problems))
+            problems.append((number, error.message))
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+        else:
+            rows.add(position, line.trial, start, number)
     rows.sort()
+    problems += islice(rows.repeated(file), _MAX_PROBLEMS - len(problems))
+    said = [f"line {number}: {message}" for number, message in sorted(problems)]
+    if len(said) >= _MAX_PROBLEMS:
+        said.append("... and maybe more")
+    if not said and not len(rows):
+        said.append("the file is empty")
+    if said:
+        raise InvalidInput("these predictions cannot be used:\n  " + "\n  ".join(said))
     return rows
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Every line with its number and where it starts. Of one that is too long only the beginning."""
+    file.seek(0)
+    number = offset = 0
+    while raw := file.readline(MAX_LINE + 1):
+        number += 1
+        yield number, offset, raw
+        offset += len(raw)
+        while len(raw) > MAX_LINE and not raw.endswith(b"\n"):
+            raw = file.readline(MAX_LINE + 1)
+            offset += len(raw)
 
 
 def _parse(raw: bytes) -> _Line:
@@ -202,5 +229,6 @@ def _parse(raw: bytes) -> _Line:
         ) from None
 
 
-def _key(digest: str, first: int) -> str:
-    return f"predictions/{digest}/{first}.jsonl"
+def _key(targets_digest: str, digest: str, first: int) -> str:
+    # By environment, so that nobody reads the answers to the cases of another one.
+    return f"predictions/{targets_digest}/{digest}/{first}.jsonl"

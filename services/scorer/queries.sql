@@ -58,9 +58,11 @@ SELECT must(EXISTS (SELECT FROM counted));
 SELECT 1 FROM run_progress WHERE run_id = $1 AND sealed_at IS NULL FOR UPDATE;
 
 -- name: standing_results
+-- One by one: see list_failed.
 SELECT r.position, r.trial, r.attempt, r.outcome
-FROM results r JOIN unnest($2::int[], $3::int[]) AS k (position, trial) USING (position, trial)
-WHERE r.run_id = $1;
+FROM unnest($2::int[], $3::int[]) AS k (position, trial) CROSS JOIN LATERAL (
+    SELECT * FROM results WHERE run_id = $1 AND position = k.position AND trial = k.trial OFFSET 0
+) r;
 
 -- name: file_standing
 -- Moves results that are about to be replaced to the attempts. They are faults: they have no scores.
@@ -168,14 +170,13 @@ SELECT rule, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum
 FROM questions GROUP BY rule ORDER BY rule;
 
 -- name: rule_errors
--- Through the index of scores that did not pass.
 SELECT rule, count(*) AS n FROM scores
-WHERE run_id = $1 AND scoring = $2 AND passed IS NOT TRUE AND error IS NOT NULL
+WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL
 GROUP BY rule;
 
 -- name: trials_with_errors
 SELECT count(DISTINCT (position, trial)) FROM scores
-WHERE run_id = $1 AND scoring = $2 AND passed IS NOT TRUE AND error IS NOT NULL;
+WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL;
 
 -- name: cluster_statistics
 -- Per rule: what the clustered standard error needs, over the clusters that the environment names.
@@ -206,40 +207,65 @@ SELECT field, value, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squa
        sum(failed) AS failed
 FROM questions GROUP BY field, value ORDER BY field, value;
 
--- name: list_results
-SELECT r.*, s.passed AS primary_passed
-FROM results r
-LEFT JOIN scores s ON s.run_id = r.run_id AND s.scoring = $2 AND s.rule = $3 AND s.position = r.position
-                  AND s.trial = r.trial
-WHERE r.run_id = $1 AND (r.position, r.trial) > ($4::int, $5::int)
-  AND ($6::text IS NULL OR r.case_id = $6)
-ORDER BY r.position, r.trial LIMIT $7;
+-- name: walk_indexes
+-- Before a page is listed. A planner that takes a run for small would read all of it and sort it, for one page.
+SET LOCAL enable_bitmapscan = off;
 
--- name: list_not_passed
--- Through the index of scores that did not pass; those that a rule failed on are listed as unscored.
-SELECT r.*, s.passed AS primary_passed
-FROM scores s JOIN results r USING (run_id, position, trial)
-WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.passed IS NOT TRUE AND s.passed IS NOT NULL
-  AND (s.position, s.trial) > ($4::int, $5::int)
-ORDER BY s.position, s.trial LIMIT $6;
+-- name: list_results
+SELECT * FROM results
+WHERE run_id = $1 AND (position, trial) > ($2::int, $3::int) AND ($5::text IS NULL OR case_id = $5)
+ORDER BY position, trial LIMIT $4;
+
+-- name: list_failed
+-- The page is chosen first, through an index; then its results are looked up one by one. OFFSET 0 keeps the planner
+-- from joining in another order, which it does where it knows nothing of a new run yet, or thinks it small.
+WITH page AS MATERIALIZED (
+    SELECT position, trial FROM scores
+    WHERE run_id = $1 AND scoring = $5 AND rule = $6 AND passed IS NOT TRUE AND NOT passed
+      AND (position, trial) > ($2::int, $3::int)
+    ORDER BY position, trial LIMIT $4
+)
+SELECT r.* FROM page CROSS JOIN LATERAL (
+    SELECT * FROM results WHERE run_id = $1 AND position = page.position AND trial = page.trial OFFSET 0
+) r ORDER BY r.position, r.trial;
 
 -- name: list_passed
-SELECT r.*, s.passed AS primary_passed
-FROM scores s JOIN results r USING (run_id, position, trial)
-WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.passed
-  AND (s.position, s.trial) > ($4::int, $5::int)
-ORDER BY s.position, s.trial LIMIT $6;
+WITH page AS MATERIALIZED (
+    SELECT position, trial FROM scores
+    WHERE run_id = $1 AND scoring = $5 AND rule = $6 AND passed AND (position, trial) > ($2::int, $3::int)
+    ORDER BY position, trial LIMIT $4
+)
+SELECT r.* FROM page CROSS JOIN LATERAL (
+    SELECT * FROM results WHERE run_id = $1 AND position = page.position AND trial = page.trial OFFSET 0
+) r ORDER BY r.position, r.trial;
 
 -- name: list_unscored
-SELECT r.*, NULL::boolean AS primary_passed
-FROM results r
-LEFT JOIN scores s ON s.run_id = r.run_id AND s.scoring = $2 AND s.rule = $3 AND s.position = r.position
-                  AND s.trial = r.trial
-WHERE r.run_id = $1 AND s.value IS NULL AND (r.position, r.trial) > ($4::int, $5::int)
-ORDER BY r.position, r.trial LIMIT $6;
+-- Faults that are not the model's doing, and those that the rule failed on; each has a small index of its own.
+WITH page AS MATERIALIZED (
+    (
+        SELECT position, trial FROM results
+        WHERE run_id = $1 AND outcome > 5 AND (position, trial) > ($2::int, $3::int)
+        ORDER BY position, trial LIMIT $4
+    )
+    UNION ALL
+    (
+        SELECT position, trial FROM scores
+        WHERE run_id = $1 AND scoring = $5 AND rule = $6 AND error IS NOT NULL
+          AND (position, trial) > ($2::int, $3::int)
+        ORDER BY position, trial LIMIT $4
+    )
+    ORDER BY position, trial LIMIT $4
+)
+SELECT r.* FROM page CROSS JOIN LATERAL (
+    SELECT * FROM results WHERE run_id = $1 AND position = page.position AND trial = page.trial OFFSET 0
+) r ORDER BY r.position, r.trial;
 
 -- name: scores_of
+-- One by one: see list_failed. The rules are named because the index needs them.
 SELECT s.position, s.trial, s.rule, s.value, s.passed, s.answer, s.explanation, s.error
-FROM scores s JOIN unnest($3::int[], $4::int[]) AS k (position, trial) USING (position, trial)
-WHERE s.run_id = $1 AND s.scoring = $2
+FROM unnest($3::int[], $4::int[]) AS k (position, trial) CROSS JOIN LATERAL (
+    SELECT * FROM scores
+    WHERE run_id = $1 AND scoring = $2 AND rule = ANY($5::smallint[]) AND position = k.position AND trial = k.trial
+    OFFSET 0
+) s
 ORDER BY s.position, s.trial, s.rule;

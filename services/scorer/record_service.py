@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -24,7 +25,9 @@ from services.scorer.loading import Loader
 from services.scorer.payloads import whole_response
 from services.scorer.recorder import Recorder
 
-_MAX_BATCH = 256
+_MAX_RESULTS = 256
+#: One result may be larger: it cannot be sent in two.
+_MAX_BYTES = 1024 * 1024 + 1024
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -74,7 +77,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         async for request in requests:
             if request.WhichOneof("part") != "batch":
                 raise InvalidInput("after the first message only batches are expected")
-            rejections = await self._record(claims, intake, judge, request.batch.results)
+            rejections = await self._record(claims, intake, judge, request.batch)
             yield result_pb2.RecordResultsResponse(
                 ack=result_pb2.BatchAck(sequence=request.batch.sequence, rejections=rejections)
             )
@@ -98,23 +101,39 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         claims: lease_pb2.LeaseClaims,
         intake: Intake,
         judge: Judge,
-        results: Sequence[result_pb2.TrialResult],
+        batch: result_pb2.ResultBatch,
     ) -> list[result_pb2.Rejection]:
         """Store one batch. A bad result is refused alone."""
-        if not 0 < len(results) <= _MAX_BATCH:
-            raise InvalidInput(f"a batch has 1 to {_MAX_BATCH} results, this one has {len(results)}")
-        longs = {
-            place: await whole_response(self._objects, result.payload)
-            for place, result in enumerate(results)
-            if result.HasField("payload")
-        }
+        results = batch.results
+        if not 0 < len(results) <= _MAX_RESULTS:
+            raise InvalidInput(f"a batch has 1 to {_MAX_RESULTS} results, this one has {len(results)}")
+        if len(results) > 1 and batch.ByteSize() > _MAX_BYTES:
+            raise InvalidInput(f"a batch has at most {_MAX_BYTES} bytes, this one has {batch.ByteSize()}")
+        judged = await self._judged(intake, judge, [r for r in results if not r.HasField("payload")])
+        for result in results:
+            # One at a time: an answer can be a hundred times as long as what is kept of it.
+            if result.HasField("payload"):
+                try:
+                    whole = await whole_response(self._objects, result.payload)
+                except InvalidInput as error:
+                    judged.refuse(result, error)
+                else:
+                    judged.add(await self._judged(intake, judge, [result], whole))
+        if judged.scored:
+            await self._recorder.store(claims.run, judged.scored)
+        return judged.rejections
+
+    async def _judged(
+        self,
+        intake: Intake,
+        judge: Judge,
+        results: Sequence[result_pb2.TrialResult],
+        whole: str | None = None,
+    ) -> _Judged:
         # Off the event loop: a slow pattern must not keep heartbeats and acknowledgements waiting.
-        scored, rejections = await asyncio.get_running_loop().run_in_executor(
-            self._threads, _score, intake, judge, results, longs
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, _judge, intake, judge, results, whole
         )
-        if scored:
-            await self._recorder.store(claims.run, scored)
-        return rejections
 
     async def LoadShard(  # noqa: N802
         self, request: result_pb2.LoadShardRequest, context: Context
@@ -174,26 +193,41 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         return await self._verifier.verify(request)
 
 
-def _score(
-    intake: Intake,
-    judge: Judge,
-    results: Sequence[result_pb2.TrialResult],
-    longs: dict[int, str],
-) -> tuple[list[ScoredRecord], list[result_pb2.Rejection]]:
-    scored: list[ScoredRecord] = []
-    rejections: list[result_pb2.Rejection] = []
-    for place, result in enumerate(results):
+@dataclass(slots=True)
+class _Judged:
+    """What became of some results."""
+
+    scored: list[ScoredRecord] = field(default_factory=list)
+    rejections: list[result_pb2.Rejection] = field(default_factory=list)
+
+    def add(self, other: _Judged) -> None:
+        self.scored += other.scored
+        self.rejections += other.rejections
+
+    def refuse(self, result: result_pb2.TrialResult, error: InvalidInput) -> None:
+        self.rejections.append(
+            result_pb2.Rejection(position=result.position, trial=result.trial, reason=error.message)
+        )
+
+
+def _judge(
+    intake: Intake, judge: Judge, results: Sequence[result_pb2.TrialResult], whole: str | None
+) -> _Judged:
+    """Check results and score them.
+
+    :param whole: the answer to score, where it does not fit into its result.
+    """
+    judged = _Judged()
+    for result in results:
         try:
             record = intake.record(result)
             target = judge.target(record.position)
             if target is None or target.case_id != record.case_id:
                 raise InvalidInput(f"case_id: there is no case {record.case_id!r} at {record.position}")
-        except (InvalidInput, ValueError) as error:
-            rejections.append(
-                result_pb2.Rejection(position=result.position, trial=result.trial, reason=str(error))
-            )
+        except InvalidInput as error:
+            judged.refuse(result, error)
             continue
         record.cluster, record.slices = target.cluster, target.slices
-        scores = judge.score(record.position, record.outcome, longs.get(place, record.response))
-        scored.append(ScoredRecord(record, scores, judge.primary))
-    return scored, rejections
+        scores = judge.score(record.position, record.outcome, record.response if whole is None else whole)
+        judged.scored.append(ScoredRecord(record, scores, judge.primary))
+    return judged

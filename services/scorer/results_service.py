@@ -24,6 +24,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 Filter = result_pb2.ListResultsRequest.Filter
 
+#: A page ends early where it would be larger than this; a message may have 16 MiB.
+_PAGE_BYTES = 8 * 1024 * 1024
+#: Characters of answers that are read for a page at most, and rows that are read at once.
+_PAGE_CHARACTERS = 4 * 1024 * 1024
+_READ_AHEAD = 64
+
+_TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+
 
 class ResultService(result_pb2_grpc.ResultServiceServicer):
     """Results, reports, and uploads of recorded answers."""
@@ -40,27 +48,31 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
         self, request: result_pb2.ListResultsRequest, context: Context
     ) -> result_pb2.ListResultsResponse:
         auth.require(Scope.READ)
-        page = Page.of(request.page_size, request.page_token, fields=2)
+        page = Page.of(request.page_size, request.page_token, kinds=(int, int))
         after = (-1, -1) if page.after is None else (page.after[0], page.after[1])
         async with self._pool.acquire() as connection:
             spec = run_pb2.RunSpec.FromString(await store.spec_of(connection, request.run))
             rules = rules_of(spec.scoring_json)
-            rows = await _page_of(connection, request, primary_of(rules), after, page.size + 1)
+            rows, more = await _read_page(connection, request, primary_of(rules), after, page.size)
             scores = await _scores_of(connection, request.run, rows, [rule.name for rule in rules])
-        more = len(rows) > page.size
-        rows = rows[: page.size]
         positions = [row["position"] for row in rows]
         inputs = await self._inputs.rows(spec.inputs_digest, positions)
         targets: list[dict[str, Any] | None] = [None] * len(rows)
         if auth.has_scope(Scope.ANSWERS):
             targets = list(await self._targets.rows(spec.targets_digest, positions))
-        return result_pb2.ListResultsResponse(
-            results=[
-                _result(row, asked, target, scores[row["position"], row["trial"]])
-                for row, asked, target in zip(rows, inputs, targets, strict=True)
-            ],
-            next_page_token=next_token([rows[-1]["position"], rows[-1]["trial"]]) if more else "",
-        )
+        answer = result_pb2.ListResultsResponse()
+        size = 0
+        for row, asked, target in zip(rows, inputs, targets, strict=True):
+            result = _result(row, asked, target, scores[row["position"], row["trial"]])
+            size += result.ByteSize()
+            if size > _PAGE_BYTES and answer.results:
+                more = True
+                break
+            answer.results.append(result)
+        if more:
+            last = answer.results[-1]
+            answer.next_page_token = next_token([last.position, last.trial])
+        return answer
 
     async def GetReport(  # noqa: N802
         self, request: result_pb2.GetReportRequest, context: Context
@@ -91,29 +103,45 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
         return run_pb2.Predictions(digest=digest, rows=rows, label=first.header.label[:200])
 
 
-async def _page_of(
+async def _read_page(
     connection: store.Connection,
     request: result_pb2.ListResultsRequest,
     primary: int,
     after: tuple[int, int],
-    limit: int,
-) -> list[asyncpg.Record]:
-    start = (request.run, store.FIRST_SCORING, primary, *after)
-    if request.case_id:
-        if request.filter:
-            raise InvalidInput("case_id and filter: expected one of them, found both")
-        return await connection.fetch(store.SQL["list_results"], *start, request.case_id, limit)
+    size: int,
+) -> tuple[list[asyncpg.Record], bool]:
+    """At most ``size`` results, fewer where their answers are long, and whether there are more."""
+    query, arguments = _query_of(request, primary)
+    rows: list[asyncpg.Record] = []
+    characters = 0
+    async with connection.transaction(readonly=True):
+        await connection.execute(store.SQL["walk_indexes"])
+        async for row in connection.cursor(
+            query, request.run, *after, size + 1, *arguments, prefetch=min(size + 1, _READ_AHEAD)
+        ):
+            if len(rows) == size or (rows and characters > _PAGE_CHARACTERS):
+                return rows, True
+            rows.append(row)
+            characters += len(row["response"]) + len(row["reasoning"] or "")
+    return rows, False
+
+
+def _query_of(request: result_pb2.ListResultsRequest, primary: int) -> tuple[str, tuple[Any, ...]]:
+    """The statement that finds what is asked for, and what it takes after the key and the limit."""
+    if request.case_id and request.filter:
+        raise InvalidInput("case_id and filter: expected one of them, found both")
     match request.filter:
         case Filter.FILTER_UNSPECIFIED:
-            return await connection.fetch(store.SQL["list_results"], *start, None, limit)
+            return store.SQL["list_results"], (request.case_id or None,)
         case Filter.FILTER_FAILED:
-            return await connection.fetch(store.SQL["list_not_passed"], *start, limit)
+            name = "list_failed"
         case Filter.FILTER_PASSED:
-            return await connection.fetch(store.SQL["list_passed"], *start, limit)
+            name = "list_passed"
         case Filter.FILTER_UNSCORED:
-            return await connection.fetch(store.SQL["list_unscored"], *start, limit)
+            name = "list_unscored"
         case _:
             raise InvalidInput(f"filter: {request.filter} is not known")
+    return store.SQL[name], (store.FIRST_SCORING, primary)
 
 
 async def _scores_of(
@@ -124,7 +152,10 @@ async def _scores_of(
     }
     positions = [position for position, _ in found]
     trials = [trial for _, trial in found]
-    for score in await connection.fetch(store.SQL["scores_of"], run, store.FIRST_SCORING, positions, trials):
+    places = list(range(len(rules)))
+    for score in await connection.fetch(
+        store.SQL["scores_of"], run, store.FIRST_SCORING, positions, trials, places
+    ):
         found[score["position"], score["trial"]].append(
             result_pb2.Score(
                 rule=rules[score["rule"]],
@@ -157,12 +188,7 @@ def _result(
         target_json=orjson.dumps(target["target"]).decode() if target is not None else "",
         scores=scores,
         latency_ms=row["latency_ms"],
-        usage=result_pb2.Usage(
-            input_tokens=row["input_tokens"],
-            output_tokens=row["output_tokens"],
-            cached_tokens=row["cached_tokens"],
-            reasoning_tokens=row["reasoning_tokens"],
-        ),
+        usage=_usage(row),
         cost_picousd=row["cost_picousd"],
         error=row["error"] or "",
         finish_reason=row["finish_reason"] or "",
@@ -182,5 +208,11 @@ def _failed_call(call: dict[str, Any]) -> result_pb2.FailedCall:
         error=call["error"],
         latency_ms=call["latency_ms"],
         wait_ms=call["wait_ms"],
-        usage=result_pb2.Usage(input_tokens=call["input_tokens"], output_tokens=call["output_tokens"]),
+        usage=_usage(call),
     )
+
+
+def _usage(fields: Mapping[str, Any] | asyncpg.Record) -> result_pb2.Usage | None:
+    """The tokens in a row; None where none were reported."""
+    tokens = {name: fields[name] for name in _TOKENS if fields.get(name) is not None}
+    return result_pb2.Usage(**tokens) if tokens else None

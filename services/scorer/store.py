@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import orjson
 
-from benchgen.errors import LeaseLost, NotFound
+from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 from services.common.queries import load_queries
 from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, TrialKey, merge
 
@@ -272,11 +272,15 @@ class Standing:
 async def seal(
     connection: Connection, facts: RunFacts, *, epoch: int, final_state: str, seconds: float
 ) -> Standing:
-    """Take no more results. Sealing a sealed run changes nothing."""
+    """Take no more results of this epoch and those before. Sealing a sealed epoch changes nothing.
+
+    :raises FailedPrecondition: a later epoch goes on.
+    """
     await register(connection, facts, epoch=epoch)
     await connection.execute(SQL["seal"], facts.run_id, epoch, final_state, seconds)
     row = await connection.fetchrow(SQL["sealed_progress"], facts.run_id)
-    assert row is not None
+    if row is None:
+        raise FailedPrecondition(f"run {facts.run_id} goes on in an epoch after {epoch}")
     return Standing(row["seal"], row["pending_scores"], row["final_state"], row["seconds"], _totals(row))
 
 

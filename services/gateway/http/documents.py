@@ -325,7 +325,9 @@ class Metric(SliceMetric):
     passed: int
     failed: int
     errors: int
-    missing: Annotated[int, Field(description="Planned trials without a score of this rule, errors included.")]
+    missing: Annotated[
+        int, Field(description="Planned trials without a score of this rule, errors included.")
+    ]
     method: str | None
     worst: float | None
     best: float | None

@@ -111,6 +111,10 @@ CREATE TABLE scores (
 -- The failed cases of a run are what people page through first.
 CREATE INDEX scores_not_passed ON scores (run_id, scoring, rule, position, trial) WHERE passed IS NOT TRUE;
 
+-- What went wrong without the model's doing is rare, and looked for when it happens: two small indexes.
+CREATE INDEX scores_errors ON scores (run_id, scoring, rule, position, trial) WHERE error IS NOT NULL;
+CREATE INDEX results_faults ON results (run_id, position, trial) WHERE outcome > 5;
+
 -- What a batch is sent as: an array of each. Arrays of columns cost several times as much to encode.
 CREATE TYPE result_row AS (
     position int, trial int, attempt int, outcome smallint, case_id text, response text, reasoning text,

@@ -1,0 +1,85 @@
+"""What people wait for goes through an index, also right after a run was written and nothing is known of it yet."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+
+from services.common import db
+from services.scorer import app, store
+
+RESULTS = 50_000
+
+FILL = """
+INSERT INTO results (run_id, position, trial, attempt, outcome, case_id, response, calls)
+SELECT $1, n, 0, 1, CASE WHEN n % 100 = 0 THEN 6 ELSE 1 END, 'case-' || n, 'an answer', 1
+FROM generate_series(0, $2::int - 1) n
+"""
+SCORE = """
+INSERT INTO scores (run_id, scoring, rule, position, trial, value, passed)
+SELECT $1, 0, rule, n, 0, (n % 4 > 0)::int, n % 4 > 0
+FROM generate_series(0, $2::int - 1) n, generate_series(0, 1) rule WHERE n % 100 > 0
+"""
+
+_SHOWN = {"Node Type", "Index Name", "Relation Name", "Index Cond", "Filter", "Actual Rows", "Actual Loops"}
+
+#: Each with its arguments after the run, and the most rows that it may look at.
+QUERIES = {
+    "list_results": ((40_000, 0, 51, None), 60),
+    "list_failed": ((40_000, 0, 51, 0, 0), 110),
+    "list_passed": ((40_000, 0, 51, 0, 0), 140),
+    "list_unscored": ((40_000, 0, 51, 0, 0), 160),
+    "held_trials": ((30_000, 30_255), 260),
+    "standing_results": (([7, 40_000], [0, 0]), 4),
+    "scores_of": ((0, [7, 40_000], [0, 0], [0, 1]), 4),
+    "get_progress": ((), 2),
+}
+
+
+@pytest.fixture
+async def connection(scorer_dsn: str) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+    async with db.pool(scorer_dsn, app.MIGRATIONS, size=1) as pool, pool.acquire() as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("statistics", ["none", "of another day", "of today"])
+async def test_plans(connection: asyncpg.pool.PoolConnectionProxy, statistics: str) -> None:
+    run = f"r{secrets.token_hex(6)}"
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        if statistics == "of another day":
+            await connection.execute(FILL, run, 5)
+            await connection.execute("ANALYZE results; ANALYZE scores; DELETE FROM results")
+        await connection.execute(FILL, run, RESULTS)
+        await connection.execute(SCORE, run, RESULTS)
+        if statistics == "of today":
+            await connection.execute("ANALYZE results; ANALYZE scores")
+        await connection.execute(store.SQL["walk_indexes"])
+        for name, (arguments, most) in QUERIES.items():
+            first = [run] if name == "get_progress" else run
+            plan = await connection.fetchval(
+                f"EXPLAIN (ANALYZE, FORMAT JSON) {store.SQL[name]}", first, *arguments
+            )
+            nodes = list(flattened(orjson.loads(plan)[0]["Plan"]))
+            scans = {node["Node Type"] for node in nodes if "Scan" in node["Node Type"]}
+            shown = [{key: value for key, value in node.items() if key in _SHOWN} for node in nodes]
+            assert "Seq Scan" not in scans, f"{name}: {shown}"
+            looked_at = sum(
+                (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
+                for node in nodes
+                if "Index" in node["Node Type"]
+            )
+            assert looked_at <= most, f"{name}: {shown}"
+    finally:
+        await transaction.rollback()
+
+
+def flattened(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """A node of a plan and all below it."""
+    return [node, *(found for child in node.get("Plans", []) for found in flattened(child))]
