@@ -43,9 +43,14 @@ def next_token(key: list[Any]) -> str:
 
 def _read(token: str, kinds: Sequence[type]) -> list[Any]:
     try:
-        key = orjson.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        key = orjson.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError):
         key = None
-    if not isinstance(key, list) or [type(value) for value in key] != list(kinds):
-        raise InvalidInput("page_token: expected one that an earlier answer gave")
+    # PostgreSQL's texts hold no NUL.
+    if (
+        not isinstance(key, list)
+        or [type(value) for value in key] != list(kinds)
+        or any(isinstance(value, str) and "\0" in value for value in key)
+    ):
+        raise InvalidInput("page_token: expected the next_page_token of the page before, as it was given")
     return key

@@ -18,11 +18,12 @@ from benchgen.errors import Exhausted, InvalidInput
 from benchgen.eval.v1 import environment_pb2, environment_pb2_grpc
 from services.common.auth import Scope, require
 from services.common.objects import Bucket, ObjectStore
+from services.common.paging import Page, next_token
 from services.hub.publishing import domain, ledger, store
 from services.hub.publishing.jobs import bundle_key, upload_key
 from services.hub.publishing.messages import environment_message, publication_message, version_message
 from services.hub.publishing.spool import MOST_CHUNK_BYTES, received
-from services.hub.wire import checked_page_size, checked_request_id, page_token, read_page_token
+from services.hub.wire import checked_request_id
 
 log = structlog.get_logger()
 
@@ -102,11 +103,11 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
         self, request: environment_pb2.ListEnvironmentsRequest, context: Context
     ) -> environment_pb2.ListEnvironmentsResponse:
         require(Scope.READ)
-        size = checked_page_size(request.page_size)
-        key = read_page_token(request.page_token, 1)
+        page = Page.of(request.page_size, request.page_token, kinds=(str,))
+        size, key = page.size, page.after
         async with self._pool.acquire() as conn:
             found = await store.list_environments(conn, key[0] if key else None, size + 1)
-        token = page_token([found[size - 1].name]) if len(found) > size else ""
+        token = next_token([found[size - 1].name]) if len(found) > size else ""
         return environment_pb2.ListEnvironmentsResponse(
             environments=map(environment_message, found[:size]), next_page_token=token
         )
@@ -122,15 +123,15 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
         self, request: environment_pb2.ListEnvironmentVersionsRequest, context: Context
     ) -> environment_pb2.ListEnvironmentVersionsResponse:
         require(Scope.READ)
-        size = checked_page_size(request.page_size)
-        key = read_page_token(request.page_token, 2)
+        page = Page.of(request.page_size, request.page_token, kinds=(str, str))
+        size, key = page.size, page.after
         async with self._pool.acquire() as conn:
             after = (key[0], key[1]) if key else None
             found = await store.list_versions(conn, request.environment, after, size + 1)
         token = ""
         if len(found) > size:
             last = found[size - 1].version
-            token = page_token([domain.precedence(last), last])
+            token = next_token([domain.precedence(last), last])
         return environment_pb2.ListEnvironmentVersionsResponse(
             environment_versions=map(version_message, found[:size]), next_page_token=token
         )

@@ -18,12 +18,13 @@ from benchgen.eval.v1 import model_pb2, model_pb2_grpc
 from services.common.auth import Scope, require
 from services.common.models.builtin import BUILTINS, PREFIX, is_builtin, parse_builtin
 from services.common.models.client import ModelClient
+from services.common.paging import Page, next_token
 from services.hub.registry import probe, store
 from services.hub.registry.domain import Generation, ModelRow, checked_model
 from services.hub.registry.messages import builtin_message, model_message, read_model
 from services.hub.registry.secrets import Vault
 from services.hub.registry.store import Conn
-from services.hub.wire import checked_page_size, checked_request_id, page_token, read_page_token
+from services.hub.wire import checked_request_id
 
 Context = grpc.aio.ServicerContext[Any, Any]
 HasActiveRuns = Callable[[Conn, str], Awaitable[bool]]
@@ -114,8 +115,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.ListModelsRequest, context: Context
     ) -> model_pb2.ListModelsResponse:
         require(Scope.READ)
-        size = checked_page_size(request.page_size)
-        after = read_page_token(request.page_token, 2)
+        page = Page.of(request.page_size, request.page_token, kinds=(str, str))
+        size, after = page.size, page.after
         names = sorted(PREFIX + name for name in BUILTINS)
         if after is not None:
             names = [name for name in names if after[0] == _BUILTIN and name > after[1]]
@@ -127,7 +128,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         token = ""
         if len(models) > size:
             last_shown = models[size - 1]
-            token = page_token([_BUILTIN if last_shown.builtin else _REGISTERED, last_shown.name])
+            token = next_token([_BUILTIN if last_shown.builtin else _REGISTERED, last_shown.name])
         return model_pb2.ListModelsResponse(models=models[:size], next_page_token=token)
 
     async def DeleteModel(

@@ -16,6 +16,7 @@ import structlog
 from benchgen.errors import InvalidInput, Unavailable
 from benchgen.eval.v1 import result_pb2, run_pb2, run_pb2_grpc
 from services.common.auth import Scope, principal, require
+from services.common.paging import Page, next_token
 from services.hub.runs import store
 from services.hub.runs.creation import Creator
 from services.hub.runs.domain import ENDED, RunId, RunRow, RunState
@@ -23,7 +24,7 @@ from services.hub.runs.plans import Plans
 from services.hub.runs.stops import Stops
 from services.hub.runs.store import Cursor
 from services.hub.runs.wakes import Wakes
-from services.hub.wire import checked_page_size, page_token, read_page_token, timestamp
+from services.hub.wire import timestamp
 
 if TYPE_CHECKING:
     from benchgen.eval.v1.result_pb2_grpc import RecordServiceAsyncStub
@@ -76,8 +77,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Context) -> run_pb2.ListRunsResponse:
         require(Scope.READ)
-        size = checked_page_size(request.page_size)
-        after = read_page_token(request.page_token, 2)
+        page = Page.of(request.page_size, request.page_token, kinds=(str, str))
+        size, after = page.size, page.after
         async with self._pool.acquire() as conn:
             rows = await store.list_runs(
                 conn,
@@ -90,7 +91,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         token = ""
         if len(rows) > size:
             rows = rows[:size]
-            token = page_token([rows[-1].created_at.isoformat(), rows[-1].id])
+            token = next_token([rows[-1].created_at.isoformat(), rows[-1].id])
         return run_pb2.ListRunsResponse(runs=await self._messages(rows), next_page_token=token)
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Context) -> run_pb2.Run:
