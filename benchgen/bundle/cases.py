@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from benchgen.bundle.dataset import Row, formats, read_rows, supported
 from benchgen.bundle.digest import canonical_json
-from benchgen.bundle.manifest import EnvironmentManifest, FewShot
+from benchgen.bundle.manifest import CaseRecipe, FewShot
 from benchgen.bundle.plan import CasePlan, MessagePart, Part, compile_plan
 from benchgen.bundle.problems import ProblemLog, did_you_mean, found, listed
-from benchgen.bundle.render import RenderError, text_of
+from benchgen.bundle.render import RenderError, RenderMemoryError, text_of
 from benchgen.bundle.tree import MANIFEST_FILE, BundleTree
 from benchgen.bundle.yamldoc import YamlDocument, dotted
 
@@ -80,7 +80,8 @@ class _Faults:
                     lines.append(row.line)
             return
         place = dotted(part.place)
-        self._log.add(file, str(error), line=row.line, field=place, group=f"{file} {place}")
+        group = f"{file} {place}"
+        self._log.add(file, str(error), line=row.line, field=place, group=group, kind=error.kind)
 
     def close(self) -> None:
         """Puts what could only be judged at the end into the log."""
@@ -150,34 +151,42 @@ class CasePass:
     constructor; iterating adds what the rows tell.
     """
 
-    def __init__(
-        self, tree: BundleTree, manifest: EnvironmentManifest, document: YamlDocument, log: ProblemLog
-    ) -> None:
+    def __init__(self, tree: BundleTree, recipe: CaseRecipe, document: YamlDocument, log: ProblemLog) -> None:
         self._tree = tree
         self._log = log
         self._document = document
         self._faults = _Faults(document, log)
-        self._dataset = manifest.dataset
-        self._plan = compile_plan(manifest, document, log)
+        self._dataset = recipe.dataset
+        self._plan = compile_plan(recipe, document, log)
 
     def cases(self) -> Iterator[Case]:
-        """The cases in dataset order, without those that have problems."""
-        file = self._dataset.file
+        """The cases in dataset order up to the first problem; from there on rows are only checked."""
         few_shot = self._dataset.few_shot
-        readable = check_file(self._tree, file, self._document, ("dataset", "file"), self._log)
+        readable = self._readable(self._dataset.file, "dataset", "file")
+        examples = readable
         if few_shot is not None and few_shot.file is not None:
-            place = ("dataset", "few_shot", "file")
-            readable &= check_file(self._tree, few_shot.file, self._document, place, self._log)
-        if not readable or self._plan is None:
-            # Whatever is there is still looked through, so that its own problems are told at once.
-            for path in {file, few_shot.file if few_shot and few_shot.file else file}:
-                if path in self._tree and supported(path):
-                    for _ in read_rows(self._tree, path, self._log):
-                        pass
-            return
-        shots = self._shots(self._plan, few_shot) if few_shot is not None else None
-        yield from self._rendered(self._plan, shots)
+            examples = self._readable(few_shot.file, "dataset", "few_shot", "file")
+        shots = self._shots(self._plan, few_shot) if few_shot is not None and examples else None
+        if readable:
+            yield from self._rendered(self._plan, shots)
         self._faults.close()
+
+    def _readable(self, file: str, *place: str) -> bool:
+        """Whether a dataset file is there and of a known format; a problem where it is not."""
+        if self._document.is_broken(place):
+            return False
+        if file not in self._tree:
+            near = did_you_mean(file, self._tree.paths)
+            self._blame(f'expected a file of the bundle, found none at "{file}"{near}', *place)
+            return False
+        if not supported(file):
+            self._blame(f'expected one of {formats()}, found "{file}"', *place)
+            return False
+        return True
+
+    def _blame(self, message: str, *place: str) -> None:
+        """Puts a problem of the manifest into the log."""
+        self._log.add(MANIFEST_FILE, message, line=self._document.line(place), field=dotted(place))
 
     def _rendered(self, plan: CasePlan, shots: _Shots | None) -> Iterator[Case]:
         file = self._dataset.file
@@ -193,7 +202,7 @@ class CasePass:
             if sum(len(message["content"]) for message in case.messages) > MAX_CASE_CHARACTERS:
                 message = f"expected a case of at most {MAX_CASE_CHARACTERS:,} characters, found more"
                 self._log.add(file, message, line=row.line, group="too large")
-            elif not attempt.failed:
+            elif not attempt.failed and not self._log:
                 yield case
         if position < 0 and len(self._log) == known_problems:
             self._log.add(file, "expected at least one row, found none")
@@ -227,11 +236,10 @@ class CasePass:
                 self._log.add(file, f"expected at most {bound}, found more", line=row.line)
                 break
         available = len(pool) - 1 if same else len(pool)
-        if available < few_shot.count:
-            place = ("dataset", "few_shot", "count")
+        place = ("dataset", "few_shot", "count")
+        if available < few_shot.count and not self._document.is_broken(place):
             offered = f"the {max(available, 0)} examples that {file} offers"
-            message = f"expected at most {offered}, found {few_shot.count}"
-            self._log.add(MANIFEST_FILE, message, line=self._document.line(place), field=dotted(place))
+            self._blame(f"expected at most {offered}, found {few_shot.count}", *place)
         return _Shots(pool, few_shot, excluding=same)
 
 
@@ -277,20 +285,6 @@ def _render(plan: CasePlan, attempt: _Attempt, position: int, shots: list[Messag
     )
 
 
-def check_file(
-    tree: BundleTree, file: str, document: YamlDocument, place: tuple[str, ...], log: ProblemLog
-) -> bool:
-    """Whether a dataset file is there and of a known format; a problem where it is not."""
-    if file not in tree:
-        message = f'expected a file of the bundle, found none at "{file}"{did_you_mean(file, tree.paths)}'
-    elif not supported(file):
-        message = f'expected one of {formats()}, found "{file}"'
-    else:
-        return True
-    log.add(MANIFEST_FILE, message, line=document.line(place), field=dotted(place))
-    return False
-
-
 # --------------------------------------------------------------------------------- what values become
 
 
@@ -321,15 +315,14 @@ def _json_value(value: Any) -> Any:
     """A target: any JSON value but null."""
     if value is None:
         raise RenderError("expected a target, found nothing (null)")
-    if not isinstance(value, str):
-        try:
-            value = json.loads(json.dumps(value, allow_nan=False, default=_json_default))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RenderError(f"expected a value that JSON can hold, found: {error}") from None
     try:
+        if not isinstance(value, str):
+            value = json.loads(json.dumps(value, allow_nan=False, default=_json_default))
         size = len(canonical_json(value))
-    except TypeError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise RenderError(f"expected a value that JSON can hold, found: {error}") from None
+    except MemoryError:
+        raise RenderMemoryError from None
     if size > MAX_VALUE_BYTES:
         raise RenderError(f"expected at most {MAX_VALUE_BYTES:,} bytes, found {size:,}")
     return value

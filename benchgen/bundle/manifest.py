@@ -164,7 +164,16 @@ def _one_primary(rules: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
     return rules
 
 
-class EnvironmentManifest(_Strict):
+class CaseRecipe(_Strict):
+    """The parts of a manifest that cases are made with."""
+
+    dataset: Dataset
+    harness: Harness
+    oracle: Source | None = None
+    scoring: Annotated[tuple[RuleSpec, ...], _FROM_LIST]
+
+
+class EnvironmentManifest(CaseRecipe):
     """The whole of ``environment.yaml``. Exactly one rule of ``scoring`` is primary."""
 
     # `schema` itself is a method of pydantic models.
@@ -176,9 +185,6 @@ class EnvironmentManifest(_Strict):
     category: Annotated[Category, Field(strict=False)] = Category.OTHER
     tags: Annotated[tuple[Label, ...], _FROM_LIST, Field(max_length=50), AfterValidator(_distinct)] = ()
     license: Annotated[str, Field(max_length=200)] | None = None
-    dataset: Dataset
-    harness: Harness
-    oracle: Source | None = None
     scoring: Annotated[RuleSpecs, AfterValidator(_one_primary)]
     verify: Verify = Verify()
 

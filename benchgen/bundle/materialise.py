@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from benchgen.bundle.cases import Case, CasePass, check_file
-from benchgen.bundle.dataset import read_rows
+from benchgen.bundle.cases import Case, CasePass
 from benchgen.bundle.digest import canonical_json, json_digest, sha256_hex
-from benchgen.bundle.manifest import EnvironmentManifest, checked_path
+from benchgen.bundle.manifest import EnvironmentManifest
 from benchgen.bundle.parse import parse_manifest
 from benchgen.bundle.problems import BundleInvalid, Problem, ProblemLog
+from benchgen.bundle.salvage import salvage
 from benchgen.bundle.tree import BundleTree
 from benchgen.bundle.yamldoc import YamlDocument
 from benchgen.scoring.spec import dump_rules
@@ -134,31 +134,14 @@ def validate(tree: BundleTree) -> EnvironmentManifest:
     """Checks a whole bundle, rows included; raises ``BundleInvalid`` with all of its problems."""
     log = ProblemLog()
     manifest, document = parse_manifest(tree, log)
-    if manifest is not None and document is not None:
-        for _ in CasePass(tree, manifest, document, log).cases():
-            pass
-    elif document is not None:
-        _look_at_rows(tree, document, log)
+    if document is not None:
+        recipe = manifest or salvage(document)
+        if recipe is not None:
+            for _ in CasePass(tree, recipe, document, log).cases():
+                pass
     log.raise_if_any()
     assert manifest is not None
     return manifest
-
-
-def _look_at_rows(tree: BundleTree, document: YamlDocument, log: ProblemLog) -> None:
-    """Without a usable manifest the rows can still be read, so that their problems are told at once."""
-    data = document.data if isinstance(document.data, dict) else {}
-    dataset = data.get("dataset")
-    file = dataset.get("file") if isinstance(dataset, dict) else None
-    if not isinstance(file, str):
-        return
-    try:
-        checked_path(file)
-    except ValueError:
-        # The manifest's own problems say so already.
-        return
-    if check_file(tree, file, document, ("dataset", "file"), log):
-        for _ in read_rows(tree, file, log):
-            pass
 
 
 def materialise(tree: BundleTree, manifest: EnvironmentManifest, out_dir: Path) -> Materialised:

@@ -65,11 +65,11 @@ def parse_manifest(tree: BundleTree, log: ProblemLog) -> ParsedManifest:
     document = read_yaml(tree.read(MANIFEST_FILE, MAX_YAML_BYTES), MANIFEST_FILE, log)
     if document is None:
         return ParsedManifest(None, None)
-    told = [*document.broken, *_unsupported(document, log)]
+    document.broken += _unsupported(document, log)
     try:
         manifest = EnvironmentManifest.model_validate(document.data)
     except ValidationError as error:
-        _explain(error, document, told, log)
+        _explain(error, document, log)
         return ParsedManifest(None, document)
     return ParsedManifest(manifest if len(log) == problems_before else None, document)
 
@@ -94,19 +94,19 @@ def _unsupported(document: YamlDocument, log: ProblemLog) -> list[Path]:
     return paths
 
 
-def _explain(error: ValidationError, document: YamlDocument, told: list[Path], log: ProblemLog) -> None:
+def _explain(error: ValidationError, document: YamlDocument, log: ProblemLog) -> None:
     """Adds one problem for each place that pydantic complained about, but for those that are told already."""
     by_place: dict[Path, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        place = _place(detail, document.data)
-        if not any(place[: len(path)] == path for path in told):
+        place = place_of(detail, document.data)
+        if not document.is_broken(place):
             by_place.setdefault(place, []).append(detail)
     for place, details in sorted(by_place.items(), key=lambda item: document.line(item[0]) or 0):
         message = _message(details, place, document.data)
         log.add(MANIFEST_FILE, message, line=document.line(place), field=dotted(place) or None)
 
 
-def _place(detail: ErrorDetails, data: Any) -> Path:
+def place_of(detail: ErrorDetails, data: Any) -> Path:
     """Where in the document an error is: pydantic's location without the tags and branches of unions."""
     return _resolved(detail["loc"], data, missing=detail["type"] == "missing")
 
@@ -140,7 +140,7 @@ def _message(details: list[ErrorDetails], place: Path, data: Any) -> str:
     if kind == "missing":
         return "expected this required field, found none"
     if kind == "extra_forbidden":
-        known = _known_fields(place[:-1], data)
+        known = known_fields(place[:-1], data)
         return f"expected one of the fields {listed(known)}, found this{did_you_mean(str(place[-1]), known)}"
     value = details[0]["input"]
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -173,7 +173,7 @@ def _hint(kind: str, value: Any, detail: ErrorDetails) -> str:
     return ""
 
 
-def _known_fields(place: Path, data: Any) -> list[str]:
+def known_fields(place: Path, data: Any) -> list[str]:
     """The field names that the manifest knows at a place."""
     models: list[type[BaseModel]] = [EnvironmentManifest]
     for part in place:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchgen.bundle.manifest import EnvironmentManifest
-from benchgen.bundle.problems import ProblemLog
+from benchgen.bundle.manifest import CaseRecipe
+from benchgen.bundle.problems import Problem, ProblemLog
 from benchgen.bundle.render import Field, RenderError, Template, compile_source, is_template, text_of
 from benchgen.bundle.tree import MANIFEST_FILE
 from benchgen.bundle.yamldoc import Path, YamlDocument, dotted
@@ -51,7 +51,10 @@ class RuleParts:
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """The compiled sources of a manifest. ``answer`` is what the assistant says in few-shot examples."""
+    """The compiled sources of a manifest, without those that have problems.
+
+    ``answer`` is what the assistant says in few-shot examples.
+    """
 
     system: tuple[MessagePart, ...]
     turns: tuple[MessagePart, ...]
@@ -68,67 +71,75 @@ class _Compiler:
     def __init__(self, document: YamlDocument, log: ProblemLog) -> None:
         self._document = document
         self._log = log
-        self.failed = False
 
-    def problem(self, message: str, *place: str | int) -> None:
+    def problem(self, message: str, *place: str | int, kind: type[Problem] = Problem) -> None:
         line = self._document.line(place)
-        self._log.add(MANIFEST_FILE, message, line=line, field=dotted(place))
-        self.failed = True
+        self._log.add(MANIFEST_FILE, message, line=line, field=dotted(place), kind=kind)
 
     def source(self, source: str | None, *place: str | int) -> Part | None:
         """A field or a template; None where there is none, or where it has a problem."""
-        if source is None:
-            return None
-        try:
-            return Part(place, compile_source(source))
-        except RenderError as error:
-            self.problem(str(error), *place)
-            return None
+        return None if source is None else self._part(compile_source, source, place)
 
     def message(self, role: str, source: str, *place: str | int) -> list[MessagePart]:
         """A message; its source is a template even where it has no Jinja in it."""
+        part = self._part(Template, source, place)
+        return [] if part is None else [MessagePart(role, part)]
+
+    def slices(self, names: Sequence[str]) -> Iterator[tuple[str, Part]]:
+        """The slices, which are fields and never templates."""
+        for index, name in enumerate(names):
+            part = self._part(Field, name, ("dataset", "slices", index))
+            if part is not None:
+                yield name, part
+
+    def _part(self, compiled: Callable[[str], Field | Template], source: str, place: Path) -> Part | None:
+        if self._document.is_broken(place):
+            return None
         try:
-            return [MessagePart(role, Part(place, Template(source)))]
+            return Part(place, compiled(source))
         except RenderError as error:
-            self.problem(str(error), *place)
-            return []
+            self.problem(str(error), *place, kind=error.kind)
+            return None
 
 
-def compile_plan(manifest: EnvironmentManifest, document: YamlDocument, log: ProblemLog) -> CasePlan | None:
-    """Compiles the sources of a manifest; None, with every problem in the log, where some have problems."""
+def compile_plan(recipe: CaseRecipe, document: YamlDocument, log: ProblemLog) -> CasePlan:
+    """Compiles the sources of a manifest; those that cannot be compiled are left out and put in the log."""
     compiler = _Compiler(document, log)
-    messages = _messages(manifest, compiler)
+    messages = _messages(recipe, compiler)
     # System messages lead; what follows is repeated by each few-shot example.
     leading = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
-    dataset = manifest.dataset
+    dataset = recipe.dataset
     target = compiler.source(dataset.target, "dataset", "target")
-    oracle = compiler.source(manifest.oracle, "oracle")
-    answer = None
-    if dataset.few_shot is not None:
-        own = compiler.source(dataset.few_shot.answer, "dataset", "few_shot", "answer")
-        answer = own or oracle or target
-        if answer is None and not compiler.failed:
-            message = "expected an `answer` for the examples, since there is neither an oracle nor a target"
-            compiler.problem(message, "dataset", "few_shot")
-    plan = CasePlan(
+    oracle = compiler.source(recipe.oracle, "oracle")
+    return CasePlan(
         system=tuple(messages[:leading]),
         turns=tuple(messages[leading:]),
         id=compiler.source(dataset.id, "dataset", "id"),
         target=target,
         cluster=compiler.source(dataset.cluster, "dataset", "cluster"),
-        slices=tuple(
-            (name, Part(("dataset", "slices", index), Field(name)))
-            for index, name in enumerate(dataset.slices)
-        ),
-        rules=_rules(manifest, compiler),
+        slices=tuple(compiler.slices(dataset.slices)),
+        rules=_rules(recipe, compiler),
         oracle=oracle,
-        answer=answer,
+        answer=_answer(recipe, compiler, oracle, target),
     )
-    return None if compiler.failed else plan
 
 
-def _messages(manifest: EnvironmentManifest, compiler: _Compiler) -> list[MessagePart]:
-    harness = manifest.harness
+def _answer(recipe: CaseRecipe, compiler: _Compiler, oracle: Part | None, target: Part | None) -> Part | None:
+    few_shot = recipe.dataset.few_shot
+    if few_shot is None:
+        return None
+    if few_shot.answer is not None:
+        return compiler.source(few_shot.answer, "dataset", "few_shot", "answer")
+    if recipe.oracle is not None:
+        return oracle
+    if recipe.dataset.target is None:
+        message = "expected an `answer` for the examples, since there is neither an oracle nor a target"
+        compiler.problem(message, "dataset", "few_shot")
+    return target
+
+
+def _messages(recipe: CaseRecipe, compiler: _Compiler) -> list[MessagePart]:
+    harness = recipe.harness
     messages: list[MessagePart] = []
     if harness.system is not None:
         messages += compiler.message("system", harness.system, "harness", "system")
@@ -144,15 +155,15 @@ def _messages(manifest: EnvironmentManifest, compiler: _Compiler) -> list[Messag
     return messages
 
 
-def _rules(manifest: EnvironmentManifest, compiler: _Compiler) -> tuple[RuleParts, ...]:
+def _rules(recipe: CaseRecipe, compiler: _Compiler) -> tuple[RuleParts, ...]:
     rules: list[RuleParts] = []
-    for index, rule in enumerate(manifest.scoring):
+    for index, rule in enumerate(recipe.scoring):
         target = compiler.source(rule.target, "scoring", index, "target")
         source = rule.choices if isinstance(rule, Choice) else None
         choices = compiler.source(source, "scoring", index, "choices")
         needs_target = not (isinstance(rule, Regex) and rule.pattern is not None)
-        if needs_target and rule.target is None and manifest.dataset.target is None:
-            message = f'expected a target for the rule "{rule.name}": set `dataset.target`, or `target` here'
+        if needs_target and rule.target is None and recipe.dataset.target is None:
+            message = "expected a target for this rule: set `dataset.target`, or `target` here"
             compiler.problem(message, "scoring", index)
         if target is not None or choices is not None:
             rules.append(RuleParts(rule.name, target, choices))

@@ -30,6 +30,10 @@ class Problem:
         return ": ".join(part for part in (place, self.field, self.message) if part)
 
 
+class OutOfMemory(Problem):
+    """A template that needs more memory than its process may have; how much that is, the process knows."""
+
+
 class BundleInvalid(InvalidInput):
     """The environment has problems."""
 
@@ -73,15 +77,16 @@ class ProblemLog:
         line: int | None = None,
         field: str | None = None,
         group: str | None = None,
+        kind: type[Problem] = Problem,
     ) -> None:
-        """Adds one problem; the arguments are those of ``Problem``."""
+        """Adds one problem of a kind; the other arguments are those of ``Problem``."""
         if group is not None:
             seen = self._groups[group] = self._groups.get(group, 0) + 1
             if seen > self._KEPT_OF_A_GROUP:
                 self._last[group] = Problem(file, message, line, field)
                 return
         if len(self._problems) < MAX_PROBLEMS:
-            self._problems.append(Problem(file, message, line, field))
+            self._problems.append(kind(file, message, line, field))
         else:
             self._more += 1
 
@@ -123,10 +128,16 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_FOUND else text[: MAX_FOUND - 1] + "…"
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that was probably meant; None where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean "x"?`` where a known word is near, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    near = nearest(word, known)
+    return "" if near is None else f'; did you mean "{near}"?'
 
 
 def listed(words: Iterable[str], limit: int = 12) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, Undefined, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from benchgen.bundle.problems import found
+from benchgen.bundle.problems import OutOfMemory, Problem, found
 
 MAX_RENDERED_CHARACTERS = 1 << 20
 MAX_RANGE = 10_000
@@ -25,9 +25,20 @@ _PLAIN = (str, int, float, bool, Decimal, date, datetime, time)
 class RenderError(Exception):
     """A template or field that yields nothing usable on a row; the message says why."""
 
+    kind: type[Problem] = Problem
+
 
 class MissingFieldError(RenderError):
     """A row lacks the field that is named."""
+
+
+class RenderMemoryError(RenderError):
+    """There is not enough memory for a template or for what it yields."""
+
+    kind = OutOfMemory
+
+    def __init__(self) -> None:
+        super().__init__("expected the template to render, found that it needs more memory than there is")
 
 
 def _limited_range(*arguments: int) -> range:
@@ -111,14 +122,17 @@ class Template:
             tree = _ENVIRONMENT.parse(source)
             self._template = _ENVIRONMENT.from_string(source)
             self._expression = self._single_expression(source, tree)
+            self._constant = None if is_template(source) else self._template.render()
+            self.fields = frozenset(meta.find_undeclared_variables(tree)) - {*_ENVIRONMENT.globals, "row"}
         except TemplateError as error:
             line = getattr(error, "lineno", None)
             where = f" (line {line} of the template)" if line and "\n" in source else ""
             raise RenderError(f"expected a valid template, found: {error.message or error}{where}") from None
         except RecursionError:
             raise RenderError("expected a simpler template, found too deep nesting") from None
-        self._constant = None if is_template(source) else self._template.render()
-        self.fields = frozenset(meta.find_undeclared_variables(tree)) - {*_ENVIRONMENT.globals, "row"}
+        except MemoryError:
+            # Jinja computes constant expressions while it compiles.
+            raise RenderMemoryError from None
 
     @staticmethod
     def _single_expression(source: str, tree: nodes.Template) -> Callable[..., Any] | None:
@@ -138,11 +152,9 @@ class Template:
             return self._constant
         try:
             text = self._template.render(row if "row" in row else {**row, "row": row})
-        except RenderError:
-            raise
         except Exception as error:
             # A template calls methods of values, so it can raise whatever they raise.
-            raise RenderError(_said(error)) from None
+            raise _render_error(error) from None
         if len(text) > MAX_RENDERED_CHARACTERS:
             message = f"expected at most {MAX_RENDERED_CHARACTERS:,} characters, found {len(text):,}"
             raise RenderError(message)
@@ -159,10 +171,8 @@ class Template:
             if not isinstance(value, (*_PLAIN, list, tuple, dict)) and value is not None:
                 # Filters such as map and select are lazy.
                 value = list(value)
-        except RenderError:
-            raise
         except Exception as error:
-            raise RenderError(_said(error)) from None
+            raise _render_error(error) from None
         return value
 
 
@@ -180,7 +190,11 @@ def text_of(value: Any) -> str:
     return _plain_json(value)
 
 
-def _said(error: Exception) -> str:
+def _render_error(error: Exception) -> RenderError:
+    if isinstance(error, RenderError):
+        return error
+    if isinstance(error, MemoryError):
+        return RenderMemoryError()
     if isinstance(error, TemplateError):
-        return f"expected the template to render, found: {error.message or error}"
-    return f"expected the template to render, found {type(error).__name__}: {error}"
+        return RenderError(f"expected the template to render, found: {error.message or error}")
+    return RenderError(f"expected the template to render, found {type(error).__name__}: {error}")

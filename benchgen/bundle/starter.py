@@ -46,7 +46,7 @@ harness:
     {{{{ question }}}}
     Think step by step. End with a line "#### <number>".
   generation: {{temperature: 0, max_tokens: 512}}
-# The reference solution. It must get full marks, or the version is marked as not verified.
+# The reference solution. It must get full marks, or the version is rejected.
 oracle: "{{{{ solution }}}}\\n#### {{{{ answer }}}}"
 scoring:
   - name: correct

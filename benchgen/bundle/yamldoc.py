@@ -22,7 +22,7 @@ _KEPT_ESCAPES = ("\\n", "\\t")
 class YamlDocument:
     """The values of a YAML file, and the line of each by its path.
 
-    ``broken`` are the paths of values that are told to be none.
+    ``broken`` are the paths of values that are told to be unusable, with everything in them.
     ``quoted`` are the paths of scalars in single quotes with a backslash and an n or t as two characters.
     """
 
@@ -38,6 +38,10 @@ class YamlDocument:
             if line is not None:
                 return line
         return None
+
+    def is_broken(self, path: Path) -> bool:
+        """Whether a value is unusable, or in something that is."""
+        return any(path[: len(broken)] == broken for broken in self.broken)
 
 
 def read_yaml(content: bytes, file: str, log: ProblemLog) -> YamlDocument | None:

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
 from benchgen.errors import InvalidInput, NotFound, Unavailable
 from services.common.objects import Bucket, ObjectStore
+
+log = structlog.get_logger()
 
 Row = dict[str, Any]
 
@@ -135,7 +138,11 @@ class CaseReader:
         if hashlib.sha256(data).hexdigest() != digest:
             raise Unavailable(f"{self._bucket}/{key}: what was stored does not have this digest")
         if path is not None:
-            await asyncio.to_thread(write_atomically, path, data)
+            try:
+                await asyncio.to_thread(write_atomically, path, data)
+            except OSError as error:
+                # A full disk: what was read is good all the same.
+                log.warning("cache.failed", path=str(path), error=str(error))
         return data
 
 

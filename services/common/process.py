@@ -78,7 +78,8 @@ class Process:
             except TRANSIENT as error:
                 LOOP_FAULTS.labels(name).inc()
                 log.warning("loop.fault", loop=name, error=str(error) or type(error).__name__)
-                await self.sleep(min(every, 0.5))
+                # A loop without a pause of its own must not spin while a neighbour is away.
+                await self.sleep(min(max(every, 0.1), 0.5))
                 continue
             if rest:
                 await self.sleep(rest)

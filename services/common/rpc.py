@@ -170,11 +170,7 @@ async def _observed(
     started = time.perf_counter()
     code = "OK"
     try:
-        auth_context = context.auth_context()
-        names = None
-        if "x509_common_name" in auth_context:
-            names = [name.decode() for name in auth_context["x509_common_name"]]
-        access.check(method, dict(context.invocation_metadata() or ()), names)
+        access.check(method, dict(context.invocation_metadata() or ()), _names_of(context))
         yield
     except (errors.BenchgenError, asyncpg.DataError, *db.TRANSIENT, TimeoutError) as error:
         status = status_of(error)
@@ -191,6 +187,14 @@ async def _observed(
         seconds = time.perf_counter() - started
         RPC_SECONDS.labels(method, code).observe(seconds)
         log.debug("rpc", method=method, code=code, caller=auth.caller.get("?"), seconds=round(seconds, 4))
+
+
+def _names_of(context: grpc.aio.ServicerContext[Any, Any]) -> list[str] | None:
+    """The common names in the peer's certificate, none if it has none; None without TLS."""
+    peer = context.auth_context()
+    if b"ssl" not in peer.get("transport_security_type", ()):
+        return None
+    return [name.decode() for name in peer.get("x509_common_name", ())]
 
 
 def _credentials(settings: RpcSettings) -> tuple[bytes, bytes, bytes] | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 
 import grpc
 import structlog
@@ -50,7 +51,8 @@ class Keeper:
     def __init__(self, stub: lease_pb2_grpc.LeaseServiceAsyncStub, runner: str) -> None:
         self._stub = stub
         self._runner = runner
-        self._held: set[HeldLease] = set()
+        # With the timer that goes off when the lease ends.
+        self._held: dict[HeldLease, asyncio.TimerHandle] = {}
 
     def renew_all(self) -> None:
         """Renew every lease now: a run was cancelled, or permits are dealt anew."""
@@ -60,36 +62,54 @@ class Keeper:
     @asynccontextmanager
     async def kept(self, lease: HeldLease) -> AsyncIterator[None]:
         """Keep a lease for the duration of the block. Sets ``lease.ended`` when it is lost, and never raises."""
-        self._held.add(lease)
+        self._hold(lease)
         renewing = asyncio.create_task(self._renew(lease), name="renew")
         try:
             yield
         finally:
-            self._held.discard(lease)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
+            self._held.pop(lease).cancel()
+
+    def _hold(self, lease: HeldLease) -> None:
+        """Count the lease's time: no calls are started after it ended, until it is renewed late."""
+        if lease in self._held:
+            self._held[lease].cancel()
+        left = max(0.0, lease.expires - monotonic())
+        self._held[lease] = asyncio.get_running_loop().call_later(left, self._set_lapsed, lease, True)
+
+    def _set_lapsed(self, lease: HeldLease, lapsed: bool) -> None:
+        lease.lapsed = lapsed
+        lease.lane.set_paused(lease.claims.shard, paused=lapsed)
 
     async def _renew(self, lease: HeldLease) -> None:
+        limit = lease.lane.limit
         delay = lease.duration / 3
+        owing = False
         while not lease.ended.is_set():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(lease.wake.wait(), delay)
-            lease.wake.clear()
+            await self._until_due(lease, delay, owing=owing)
+            permits_before = limit.permits
             try:
-                permits_before = lease.lane.limit.permits
                 await self._exchange(lease)
             except Unavailable as error:
                 log.info("lease.waiting", shard=lease.claims.shard, error=error.message)
                 delay = min(0.5, lease.duration / 6)
             else:
                 delay = lease.duration / 3
-                if lease.lane.limit.permits < permits_before:
-                    # Others wait for what is taken back here: say so as soon as it is free.
-                    await lease.lane.until_lowered()
-                    lease.wake.set()
-            if monotonic() >= lease.expires and not lease.lapsed:
-                lease.lapsed = True
-                lease.lane.set_paused(lease.claims.shard, paused=True)
+                # Others wait for what is taken back here: the hub is told as soon as it is free.
+                owing = limit.permits < permits_before or (owing and limit.in_flight > limit.permits)
+
+    async def _until_due(self, lease: HeldLease, delay: float, *, owing: bool) -> None:
+        """Wait until it is time to renew, for a ring, or until calls have come down to the permits that are left."""
+        waits: list[asyncio.Task[Any]] = [asyncio.create_task(lease.wake.wait())]
+        if owing:
+            waits.append(asyncio.create_task(lease.lane.until_lowered()))
+        try:
+            await asyncio.wait(waits, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        lease.wake.clear()
 
     async def _exchange(self, lease: HeldLease) -> None:
         async with lease.lane.hub_turn:
@@ -115,7 +135,7 @@ class Keeper:
                 return
             lease.duration = answer.duration.ToTimedelta().total_seconds()
             lease.expires = sent + lease.duration
+            self._hold(lease)
             lease.lane.set_permits(answer.permits)
         if lease.lapsed:
-            lease.lapsed = False
-            lease.lane.set_paused(lease.claims.shard, paused=False)
+            self._set_lapsed(lease, False)

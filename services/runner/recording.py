@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ import structlog
 from benchgen.errors import BenchgenError, Unavailable
 from benchgen.eval.v1 import lease_pb2, result_pb2, result_pb2_grpc
 from benchgen.statuses import error_of
+from services.runner.patience import until_available
 
 log = structlog.get_logger()
 
@@ -28,6 +29,8 @@ _FULL_ENOUGH = 32
 
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
+#: How often in a row the scorer may break before it has stored anything.
+_MOST_FAILURES = 8
 
 _Call = grpc.aio.StreamStreamCall[result_pb2.RecordResultsRequest, result_pb2.RecordResultsResponse]
 
@@ -59,8 +62,8 @@ class RecordStream:
         """Offsets of the shard's trials that were stored before this lease."""
         # Whether anything was stored since the last connection: if not, the next try comes later.
         self._acknowledged = False
-        self.rejected = 0
-        """How many results the scorer refused."""
+        self.rejections: list[result_pb2.Rejection] = []
+        """Results that the scorer refused."""
 
     @property
     def outstanding(self) -> int:
@@ -94,15 +97,17 @@ class RecordStream:
         :raises BenchgenError: the scorer refuses, or cannot be reached.
         """
         call = self._stub.RecordResults()
+        answer: Any = grpc.aio.EOF
         try:
-            await call.write(result_pb2.RecordResultsRequest(lease=self._lease))
-            answer: Any = await call.read()
-        except grpc.RpcError as failure:
-            raise error_of(failure) from None
-        except asyncio.InvalidStateError:
-            raise Unavailable("the scorer closed the stream") from None
-        if answer is grpc.aio.EOF:
-            raise await _end_of(call)
+            # A stream that has ended takes nothing and gives nothing: its status says why.
+            with suppress(grpc.RpcError, asyncio.InvalidStateError):
+                await call.write(result_pb2.RecordResultsRequest(lease=self._lease))
+                answer = await call.read()
+            if answer is grpc.aio.EOF:
+                raise await _end_of(call)
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
         self.held = frozenset(answer.held.offsets)
         return call
 
@@ -112,20 +117,23 @@ class RecordStream:
         :raises BenchgenError: the scorer refuses for good: the lease is not good any more.
         """
         delay = _FIRST_PAUSE_S
+        failures = 0
         while True:
             try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._write(call))
-                    group.create_task(self._read(call))
-            except* Unavailable as cut:
-                log.info("record.cut", error=str(cut.exceptions[0]))
+                end = await self._until_cut(call)
             finally:
                 call.cancel()
+            if self._acknowledged:
+                delay, failures = _FIRST_PAUSE_S, 0
+            self._acknowledged = False
+            if not isinstance(end, Unavailable):
+                failures += 1
+                # A server that breaks may say anything; one that breaks on the same results each time means it.
+                if end.reason != BenchgenError.reason or failures > _MOST_FAILURES:
+                    raise end
+            log.info("record.cut", error=end.message)
             # What was not acknowledged goes again; the scorer knows what it has.
             self._requeue()
-            if self._acknowledged:
-                delay = _FIRST_PAUSE_S
-            self._acknowledged = False
             while True:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_PAUSE_S)
@@ -134,6 +142,20 @@ class RecordStream:
                 except Unavailable:
                     continue
                 break
+
+    async def _until_cut(self, call: _Call) -> BenchgenError:
+        """Carry until the stream ends; returns why it did."""
+        directions = {asyncio.create_task(self._write(call)), asyncio.create_task(self._read(call))}
+        try:
+            ended, _ = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
+        for direction in ended:
+            with suppress(grpc.RpcError, asyncio.InvalidStateError):
+                direction.result()
+        return await _end_of(call)
 
     def _requeue(self) -> None:
         again = [result for batch in self._unacknowledged.values() for result in batch]
@@ -154,12 +176,7 @@ class RecordStream:
                 message = result_pb2.RecordResultsRequest(
                     batch=result_pb2.ResultBatch(sequence=self._sequence, results=batch)
                 )
-                try:
-                    await call.write(message)
-                except grpc.RpcError as failure:
-                    raise _passing(error_of(failure)) from None
-                except asyncio.InvalidStateError:
-                    raise _passing(await _end_of(call)) from None
+                await call.write(message)
             if not self._pending:
                 self._due = False
 
@@ -176,14 +193,11 @@ class RecordStream:
 
     async def _read(self, call: _Call) -> None:
         while True:
-            try:
-                answer: Any = await call.read()
-            except grpc.RpcError as failure:
-                raise _passing(error_of(failure)) from None
+            answer: Any = await call.read()
             if answer is grpc.aio.EOF:
-                raise _passing(await _end_of(call))
-            self.rejected += len(answer.ack.rejections)
+                return
             for rejection in answer.ack.rejections:
+                self.rejections.append(rejection)
                 log.error(
                     "record.rejected",
                     position=rejection.position,
@@ -198,22 +212,13 @@ class RecordStream:
                 self._idle.set()
 
 
-def _passing(error: BenchgenError) -> BenchgenError:
-    """A server that dies in mid-stream may say anything; only a clear refusal is final."""
-    return error if error.reason not in {"INTERNAL", "UNAVAILABLE"} else Unavailable(error.message)
-
-
 async def _end_of(call: _Call) -> BenchgenError:
-    """Why the scorer ended a stream."""
-    if await call.code() is grpc.StatusCode.OK:
+    """Why a stream ended."""
+    code = await call.code()
+    if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
         return Unavailable("the scorer closed the stream")
-    try:
-        await call.wait_for_connection()
-        # Raises what the call ended with.
-        await call.read()
-    except grpc.RpcError as failure:
-        return error_of(failure)
-    return Unavailable("the scorer closed the stream")
+    details, trailing = await call.details(), await call.trailing_metadata()
+    return error_of(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details))
 
 
 @asynccontextmanager
@@ -221,27 +226,17 @@ async def recording(
     stub: result_pb2_grpc.RecordServiceAsyncStub,
     lease: lease_pb2.SignedLease,
     on_stored: Callable[[int], None],
+    wanted: Callable[[], bool],
 ) -> AsyncIterator[tuple[RecordStream, asyncio.Task[None]]]:
     """An open stream and the task that carries it, which ends only by failing.
 
-    Waits for the scorer as long as it takes.
+    :param wanted: the scorer is waited for as long as this holds.
     """
     stream = RecordStream(stub, lease, on_stored)
-    call = await _first_connection(stream)
+    call = await until_available(stream.connect, wanted)
     carrier = asyncio.create_task(stream.carry(call), name="record")
     try:
         yield stream, carrier
     finally:
         carrier.cancel()
         await asyncio.gather(carrier, return_exceptions=True)
-
-
-async def _first_connection(stream: RecordStream) -> Any:
-    delay = _FIRST_PAUSE_S
-    while True:
-        try:
-            return await stream.connect()
-        except Unavailable as error:
-            log.info("record.waiting", error=error.message)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_PAUSE_S)

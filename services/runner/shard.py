@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import result_pb2_grpc
 from services.common.models.client import ModelClient
 from services.common.models.types import Fault
@@ -12,6 +13,7 @@ from services.common.parts import CaseReader
 from services.runner.harness.chat import ChatHarness, Payload, Trial
 from services.runner.keeper import HeldLease
 from services.runner.lanes import ShardTrials
+from services.runner.patience import until_available
 from services.runner.recording import RecordStream, recording
 from services.runner.subjects import subject_of
 
@@ -48,13 +50,24 @@ class ShardWork:
         :param stopping: set when the runner stops: no new calls, and those in flight have ``grace`` seconds.
         :returns: whether every trial of the shard is stored.
         :raises PermanentFault: the provider refuses for good.
-        :raises BenchgenError: the scorer refuses the results, or the inputs cannot be read.
+        :raises BenchgenError: the scorer refuses results, or what the shard needs cannot be had. Servers that are
+            away are waited for, as long as the shard is wanted.
         """
-        async with recording(self._records, self._lease.signed, self._lane.stored) as (stream, carrier):
-            trials = await self._trials(stream.held)
+
+        def wanted() -> bool:
+            return not (stopping.is_set() or self._lease.ended.is_set())
+
+        async with recording(self._records, self._lease.signed, self._lane.stored, wanted) as (
+            stream,
+            carrier,
+        ):
+            trials = await until_available(lambda: self._trials(stream.held), wanted)
+            if not wanted():
+                return not trials
             shard = ShardTrials(
                 self._claims.shard, self._claims.run, trials, lambda trial: self._execute(trial, stream)
             )
+            shard.paused = self._lease.lapsed
             self._lane.add(shard)
             try:
                 await self._watch(shard, carrier, stopping, grace)
@@ -65,11 +78,18 @@ class ShardWork:
                 await asyncio.wait({drained, carrier}, return_when=asyncio.FIRST_COMPLETED)
                 drained.cancel()
                 self._lane.stored(stream.outstanding)
-            if carrier.done():
+            stored = shard.finished == len(trials) and not stream.outstanding
+            if carrier.done() and not stored:
                 await carrier
             if shard.failure is not None:
                 raise shard.failure
-            return shard.finished == len(trials) and not stream.rejected
+            if stream.rejections:
+                first = stream.rejections[0]
+                raise InvalidInput(
+                    f"the scorer refused {len(stream.rejections)} results, the first, of case"
+                    f" {first.position}, because: {first.reason}"
+                )
+            return stored
 
     async def _watch(
         self, shard: ShardTrials, carrier: asyncio.Task[None], stopping: asyncio.Event, grace: float
@@ -111,4 +131,8 @@ class ShardWork:
         stream.add(result)
 
     async def _keep(self, payload: Payload) -> None:
-        await self._objects.put(Bucket.PAYLOADS, f"responses/{payload.digest}.json", payload.data)
+        """Store what does not fit into a result; it was paid for, so the object store is waited for."""
+        key = f"responses/{payload.digest}.json"
+        await until_available(
+            lambda: self._objects.put(Bucket.PAYLOADS, key, payload.data), wanted=lambda: True
+        )

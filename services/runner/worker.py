@@ -21,6 +21,7 @@ from services.common.parts import CaseReader
 from services.common.process import Process
 from services.runner.keeper import RPC_SECONDS, HeldLease, Keeper
 from services.runner.lanes import Lane
+from services.runner.patience import until_available
 from services.runner.shard import PermanentFault, ShardWork
 
 log = structlog.get_logger()
@@ -179,17 +180,22 @@ class Worker:
                 secret = await self._secret(lease)
                 work = ShardWork(lease, secret, self._client, self._inputs, self._objects, self._records)
                 complete = await work.run(self._process.stopping, self._stop_seconds)
-                reason = _Reason.REASON_STOPPING
             except PermanentFault as fault:
                 reason, message = _Reason.REASON_PERMANENT, str(fault)
             except BenchgenError as error:
                 message = error.message
+            except asyncio.CancelledError:
+                # The process ends: nobody should have to wait until the lease runs out.
+                await self._release(lease, _Reason.REASON_STOPPING, "the runner stopped")
+                raise
             except Exception as error:
                 log.exception("shard.broke", shard=claims.shard)
                 message = f"{type(error).__name__}: {error}"
             if complete:
                 await self._complete(lease)
             else:
+                if reason == _Reason.REASON_FAULT and not self._wanted(lease):
+                    reason = _Reason.REASON_STOPPING
                 await self._release(lease, reason, message)
         log.info(
             "shard",
@@ -201,6 +207,10 @@ class Worker:
             seconds=round(monotonic() - started, 3),
         )
 
+    def _wanted(self, lease: HeldLease) -> bool:
+        """Whether work on a shard should go on."""
+        return not (self._process.stopping.is_set() or lease.ended.is_set())
+
     async def _secret(self, lease: HeldLease) -> str:
         """What the model's endpoint wants to see; it lives here, in memory, and nowhere else."""
         model = lease.claims.spec.subject.model
@@ -208,24 +218,26 @@ class Worker:
             return self._service_token
         if not model.has_secret:
             return ""
-        try:
-            answer = await self._leases.GetModelSecret(
-                lease_pb2.GetModelSecretRequest(lease=lease.signed), timeout=RPC_SECONDS
-            )
-        except grpc.RpcError as failure:
-            raise error_of(failure) from None
-        return answer.secret
+        request = lease_pb2.GetModelSecretRequest(lease=lease.signed)
+
+        async def ask() -> str:
+            try:
+                return (await self._leases.GetModelSecret(request, timeout=RPC_SECONDS)).secret
+            except grpc.RpcError as failure:
+                raise error_of(failure) from None
+
+        return await until_available(ask, lambda: self._wanted(lease))
 
     async def _complete(self, lease: HeldLease) -> None:
-        """Say that the shard is done, for as long as the lease may be worth it."""
-        request = lease_pb2.CompleteShardRequest(
-            shard=lease.claims.shard,
-            attempt=lease.claims.attempt,
-            runner=self.name,
-            permits_in_use=lease.lane.permits_in_use,
-        )
-        while not lease.ended.is_set():
+        """Say that the shard is done, for as long as it is not somebody else's."""
+        while lease.verdict != lease_pb2.RenewLeaseResponse.VERDICT_LOST:
             async with lease.lane.hub_turn:
+                request = lease_pb2.CompleteShardRequest(
+                    shard=lease.claims.shard,
+                    attempt=lease.claims.attempt,
+                    runner=self.name,
+                    permits_in_use=lease.lane.permits_in_use,
+                )
                 try:
                     answer = await self._leases.CompleteShard(request, timeout=RPC_SECONDS)
                 except grpc.RpcError as failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import orjson
@@ -91,10 +91,15 @@ class ChatHarness:
         return result, _shorten(result)
 
     def _reply_fields(self, reply: Reply) -> dict[str, Any]:
-        # What a model says instead of an answer is its answer to read, and scores as such.
+        outcome = classify(reply)
         text = _cut_at_stop(reply.text, self._stop) if self._stop else reply.text
+        if len(text) < len(reply.text):
+            # An endpoint that obeyed would have ended here: what it said further on does not count.
+            finish = "stop" if outcome is Outcome.TRUNCATED else reply.finish_reason
+            outcome = classify(replace(reply, text=text, finish_reason=finish))
         return {
-            "outcome": _OUTCOMES[classify(reply)],
+            "outcome": _OUTCOMES[outcome],
+            # What a model says instead of an answer is its answer to read, and scores as such.
             "response": text or reply.refusal or "",
             "reasoning": reply.reasoning,
             "finish_reason": reply.finish_reason,
