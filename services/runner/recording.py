@@ -30,7 +30,7 @@ _FULL_ENOUGH = 32
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 2.0
 #: How often in a row the scorer may break before it has stored anything.
-_MOST_FAILURES = 8
+_MOST_FAILURES = 5
 
 _Call = grpc.aio.StreamStreamCall[result_pb2.RecordResultsRequest, result_pb2.RecordResultsResponse]
 

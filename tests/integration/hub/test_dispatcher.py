@@ -145,7 +145,7 @@ async def test_a_lost_ring_is_repeated_under_a_new_name(hub: Hub, nats_url: str)
 
 async def test_nobody_is_rung_again_while_nobody_has_room(hub: Hub) -> None:
     await hub.keep("a", shards=1)
-    run = await hub.create(32)
+    run = await hub.create(10, trials=3)
     await hub.dispatcher.step()
     await rings(hub)
     held = await hub.lease(shard(run, 0))

@@ -18,6 +18,10 @@ from tests import conftest
 from tests.integration.scorer import support
 
 
+# From the far end of those that `object_store` hands out.
+_prefixes = reversed(conftest.BUCKET_PREFIXES)
+
+
 def _run(work: Any) -> None:
     """Wait for something on a thread of its own: a session's fixture has no event loop."""
     with ThreadPoolExecutor(max_workers=1) as executor:
@@ -50,7 +54,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> support.Environment
 @pytest.fixture(scope="session")
 def buckets(object_server: SeaweedServer, environment: support.Environment) -> conftest.ObjectStore:
     """Buckets that hold the environment."""
-    prefix = conftest.BUCKET_PREFIXES[-1]
+    prefix = next(_prefixes)
     object_server.make_buckets([f"{prefix}{bucket}" for bucket in BUCKETS])
     store = conftest.ObjectStore(object_server, prefix)
     support.uploaded(environment, store)
