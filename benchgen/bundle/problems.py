@@ -30,6 +30,7 @@ class Problem:
         return ": ".join(part for part in (place, self.field, self.message) if part)
 
 
+@dataclass(frozen=True, slots=True)
 class OutOfMemory(Problem):
     """A template that needs more memory than its process may have; how much that is, the process knows."""
 

@@ -56,8 +56,13 @@ class _Budget:
             raise _TooLargeError(f"expected a file of at most {MAX_FILE_BYTES:,} bytes, found more")
         if self.spent + size > MAX_TREE_BYTES:
             raise _TooLargeError(f"expected at most {MAX_TREE_BYTES:,} bytes in all files, found more")
-        if packed is not None and size > RATIO_FLOOR_BYTES and size > packed * MAX_RATIO:
+        if packed is not None and too_dense(size, packed):
             raise _TooLargeError(f"expected a compression ratio of at most {MAX_RATIO} : 1, found more")
+
+
+def too_dense(size: int, packed: int) -> bool:
+    """Whether an entry of ``size`` bytes is refused because it takes only ``packed`` bytes of a zip."""
+    return size > RATIO_FLOOR_BYTES and size > packed * MAX_RATIO
 
 
 def load_folder(folder: Path) -> BundleTree:

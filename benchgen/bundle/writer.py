@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
+from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
-from benchgen.bundle.reader import load_folder
+from benchgen.bundle.reader import load_folder, too_dense
 from benchgen.bundle.tree import CHUNK_BYTES, BundleTree
 
 # The earliest time that a zip can hold: file times are no content.
@@ -36,16 +37,27 @@ def pack_tree(tree: BundleTree, out_zip: Path) -> PackedBundle:
     """Writes a tree as a zip; see ``pack``."""
     unfinished = out_zip.with_name(f".{out_zip.name}.{os.getpid()}.tmp")
     try:
-        with zipfile.ZipFile(unfinished, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-            for file in tree.files:
-                info = zipfile.ZipInfo(file.path, _EPOCH)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                info.external_attr = _PLAIN_FILE
-                info.create_system = 3
-                info.file_size = file.size
-                with tree.open(file.path) as source, archive.open(info, "w") as target:
-                    shutil.copyfileobj(source, target, CHUNK_BYTES)
+        entries = _write(tree, unfinished, plain=frozenset())
+        # Whoever opens the zip takes these for bombs. They are rare: it costs less to write everything again
+        # than to measure everything first.
+        dense = frozenset(e.filename for e in entries if too_dense(e.file_size, e.compress_size))
+        if dense:
+            _write(tree, unfinished, plain=dense)
         unfinished.replace(out_zip)
     finally:
         unfinished.unlink(missing_ok=True)
     return PackedBundle(tree.digest, len(tree.files), out_zip.stat().st_size)
+
+
+def _write(tree: BundleTree, path: Path, plain: Container[str]) -> list[zipfile.ZipInfo]:
+    """Writes the zip: all of it compressed, but for the files in ``plain``. Its entries, with their sizes."""
+    with zipfile.ZipFile(path, "w", compresslevel=6) as archive:
+        for file in tree.files:
+            info = zipfile.ZipInfo(file.path, _EPOCH)
+            info.compress_type = zipfile.ZIP_STORED if file.path in plain else zipfile.ZIP_DEFLATED
+            info.external_attr = _PLAIN_FILE
+            info.create_system = 3
+            info.file_size = file.size
+            with tree.open(file.path) as source, archive.open(info, "w") as target:
+                shutil.copyfileobj(source, target, CHUNK_BYTES)
+    return archive.infolist()

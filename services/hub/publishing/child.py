@@ -46,7 +46,7 @@ def main() -> int:
     # Imported under the limits: each thread of a library's pool takes address space.
     os.environ["OMP_NUM_THREADS"] = "1"
     tempfile.tempdir = str(arguments.out)
-    from benchgen.bundle.problems import BundleInvalid, Problem
+    from benchgen.bundle.problems import BundleInvalid, OutOfMemory, Problem
     from services.hub.publishing.build import build
     from services.hub.publishing.outcome import RESULT_FILE, Result, write_result, write_stage
 
@@ -57,9 +57,11 @@ def main() -> int:
         )
         result = Result(built, ())
     except BundleInvalid as invalid:
-        # A template that asks for too much is caught row by row, as whatever a template may raise.
+        # A template does not know how much memory there is.
         problems = [
-            replace(problem, message=problem.message.replace("found MemoryError:", too_much).rstrip())
+            replace(problem, message=f"expected the template to render, {too_much}")
+            if isinstance(problem, OutOfMemory)
+            else problem
             for problem in invalid.problems
         ]
         if invalid.more:

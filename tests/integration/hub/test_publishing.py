@@ -56,6 +56,9 @@ from tests.integration.hub.support import (
 Publication = environment_pb2.Publication
 LIMITS = Limits()
 LOOP = "{% for a in range(9999) %}"
+# Where problems of the prompt are: file, line, field.
+PROMPT = ("environment.yaml", 12, "harness.prompt")
+PROMPT_OF_A_ROW = ("data/test.jsonl", 1, "harness.prompt")
 FOREVER = f'"{LOOP * 3}{"{% endfor %}" * 3}x"'
 
 
@@ -298,22 +301,24 @@ async def test_something_that_is_no_zip_is_refused(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "seconds", "words"),
+    ("prompt", "seconds", "place", "words"),
     [
-        ('"{{ id * 60000000 }}"', 60.0, "expected at most 1,048,576 characters, found 300,000,000"),
-        ("\"{{ 'x' * 300000000 }}\"", 60.0, "needs more than 1,024 MiB of memory"),
-        ('"{{ id * 2000000000 }}"', 60.0, "needs more than 1,024 MiB of memory"),
-        (FOREVER, 2.0, "needs more than 2 s"),
+        ('"{{ id * 60000000 }}"', 60.0, PROMPT_OF_A_ROW, "at most 1,048,576 characters, found 300,000,000"),
+        ("\"{{ 'x' * 300000000 }}\"", 60.0, PROMPT, "needs more than 1,024 MiB of memory"),
+        ('"{{ id * 2000000000 }}"', 60.0, PROMPT_OF_A_ROW, "needs more than 1,024 MiB of memory"),
+        (FOREVER, 2.0, ("", 0, ""), "needs more than 2 s"),
     ],
     ids=["300 MB", "300 MB when compiled", "10 GB", "for ever"],
 )
 async def test_a_template_cannot_take_all_memory_or_time(
-    hub: Hub, tmp_path: Path, prompt: str, seconds: float, words: str
+    hub: Hub, tmp_path: Path, prompt: str, seconds: float, place: tuple[str, int, str], words: str
 ) -> None:
     data = zipped(bundle(manifest(prompt=prompt)), tmp_path / "a.zip")
     ended = await asyncio.wait_for(hub.publish(data, Limits(seconds=seconds)), 60)
     assert ended.state == Publication.STATE_REJECTED
-    assert any(words in problem.message for problem in ended.problems), ended.problems
+    first = ended.problems[0]
+    assert (first.file, first.line, first.field) == place
+    assert words in first.message
     assert left(hub) == []
 
 

@@ -213,6 +213,18 @@ def test_packing_depends_on_content_only(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.zip", "2.zip", "one"]
 
 
+def test_what_is_packed_can_be_opened_however_well_it_compresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "RATIO_FLOOR_BYTES", 1 << 20)
+    folder = write(tmp_path / "env", {"zeros": b"\0" * (8 << 20), "text": "text " * 1_000})
+    packed = pack(folder, tmp_path / "b.zip")
+    assert open_zip(tmp_path / "b.zip").digest == packed.digest
+    with zipfile.ZipFile(tmp_path / "b.zip") as archive:
+        methods = {info.filename: info.compress_type for info in archive.infolist()}
+    assert methods == {"zeros": zipfile.ZIP_STORED, "text": zipfile.ZIP_DEFLATED}
+
+
 def test_a_tree_reads_small_files_only(tmp_path: Path) -> None:
     opened = load_folder(write(tmp_path, {"a": "12345"}))
     assert "a" in opened

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchgen.bundle import cases, load_folder, render, validate
+from benchgen.bundle.problems import OutOfMemory
 
 from .support import MANIFEST, example, jsonl, problems, rows, small, stores
 
@@ -160,11 +161,16 @@ def test_problems_of_rows(
 
 def test_problems_of_files_templates_and_rows_come_together(tmp_path: Path) -> None:
     manifest = MANIFEST.replace("{{ question }}", "{{ question").replace("data/train", "data/trian")
-    found = [str(p) for p in problems(example(tmp_path, manifest=manifest, test=b"{}\n{\n"))]
-    assert len(found) == 3
+    manifest = manifest.replace('oracle: "{{ answer }}"\n', "")
+    good, other = rows(2)
+    del other["answer"]
+    test = jsonl([good]) + b"{\n" + jsonl([other])
+    found = [str(p) for p in problems(example(tmp_path, manifest=manifest, test=test))]
+    assert len(found) == 4
     assert "harness.prompt: expected a valid template" in found[0]
     assert 'found none at "data/trian.jsonl"; did you mean "data/train.jsonl"?' in found[1]
     assert found[2].startswith("data/test.jsonl:2: expected a JSON object")
+    assert found[3].startswith("data/test.jsonl:3: answer: expected this field, which dataset.target needs")
 
 
 def test_a_case_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +274,18 @@ def test_block_lines_leave_no_blank_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["{{ a | random }}", "{{ cycler(1) }}", "{{ joiner() }}"])
 def test_nothing_random_or_stateful_is_offered(tmp_path: Path, source: str) -> None:
     assert problems(small(tmp_path, jsonl([GOOD]), oracle=source))
+
+
+@pytest.mark.parametrize("source", ["{{ q * 2 ** 60 }}", "{{ 'x' * 2 ** 60 }}"])
+@pytest.mark.parametrize("place", ["oracle", "dataset.target"])
+def test_running_out_of_memory_is_a_problem_of_its_own_kind(tmp_path: Path, place: str, source: str) -> None:
+    changes = (
+        {"oracle": source} if place == "oracle" else {"dataset": {"file": "data.jsonl", "target": source}}
+    )
+    (problem,) = problems(small(tmp_path, jsonl([GOOD]), **changes))
+    assert isinstance(problem, OutOfMemory)
+    assert (problem.file, problem.line, problem.field) == ("data.jsonl", 1, place)
+    assert "needs more memory than there is" in problem.message
 
 
 def test_a_row_cannot_be_changed_by_a_template() -> None:

@@ -10,7 +10,7 @@ from benchgen.bundle import load_folder, validate
 from benchgen.bundle.manifest import Category
 from benchgen.bundle.problems import MAX_PROBLEMS, BundleInvalid, Problem, ProblemLog
 
-from .support import MANIFEST, example, problems, small
+from .support import MANIFEST, example, jsonl, problems, rows, small
 
 ROW = b'{"q": "1?", "a": "1"}\n'
 
@@ -125,11 +125,14 @@ def test_a_problem_names_its_place(
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     manifest = MANIFEST.replace("version: 1.0.0", "version: 1.0").replace("license: MIT", "license: no")
-    found = problems(example(tmp_path, manifest=manifest, test=b'{"a": 1}\n{"a": \n'))
+    test = jsonl([*rows(1), {**rows(1)[0], "question": None}]) + b'{"a": \n'
+    found = problems(example(tmp_path, manifest=manifest, test=test))
     assert [(problem.file, problem.line) for problem in found] == [
         ("environment.yaml", 3),
         ("environment.yaml", 8),
         ("data/test.jsonl", 2),
+        ("data/test.jsonl", 2),
+        ("data/test.jsonl", 3),
     ]
 
 
