@@ -31,6 +31,10 @@ up: setup ## Start the local stack in the foreground; Ctrl-C stops it
 test: setup ## Run all tests, on real servers that they start themselves
 	@$(BIN)/pytest
 
+.PHONY: soak
+soak: setup ## Kill processes a thousand times over many runs, and other tests that take hours
+	@$(BIN)/pytest -m soak -s
+
 .PHONY: check
 check: setup ## Lint, types, import contracts, protobuf contracts, generated code
 	@$(BIN)/ruff check .

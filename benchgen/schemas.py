@@ -78,7 +78,10 @@ def environment_json(environment: environment_pb2.Environment) -> Json:
 
 
 def version_json(version: environment_pb2.EnvironmentVersion) -> Json:
-    """One version of an environment, with the digests that say what is comparable with it."""
+    """One version of an environment, with the digests that say what is comparable with it.
+
+    `scoring` and `manifest_yaml` are null without the scope `answers`: they can hold answers, word for word.
+    """
     return {
         "name": version.name,
         "environment": version.environment,
@@ -95,7 +98,7 @@ def version_json(version: environment_pb2.EnvironmentVersion) -> Json:
         "targets_digest": version.targets_digest,
         "solutions_digest": version.solutions_digest or None,
         "scoring_digest": version.scoring_digest,
-        "scoring": json.loads(version.scoring_json) if version.scoring_json else [],
+        "scoring": json.loads(version.scoring_json) if version.scoring_json else None,
         "primary_rule": version.primary_rule,
         "materialiser": version.materialiser,
         "generation": generation_json(version.generation),
@@ -104,7 +107,7 @@ def version_json(version: environment_pb2.EnvironmentVersion) -> Json:
         else None,
         "yanked": version.yanked,
         "created_at": _time(version.create_time, version.HasField("create_time")),
-        "manifest_yaml": version.manifest_yaml,
+        "manifest_yaml": version.manifest_yaml or None,
     }
 
 
@@ -194,6 +197,26 @@ def model_test_json(answer: model_pb2.TestModelResponse) -> Json:
     }
 
 
+def run_actions(run: run_pb2.Run) -> list[str]:
+    """What can be done with a run as it stands: `pause`, `resume`, `cancel`, `delete`."""
+    states = run_pb2.Run
+    match run.state:
+        case states.STATE_QUEUED | states.STATE_RUNNING:
+            return ["pause", "cancel"]
+        case states.STATE_PAUSED:
+            return ["resume", "cancel"]
+        case states.STATE_SCORING:
+            return ["cancel"]
+        case states.STATE_SUCCEEDED | states.STATE_FAILED | states.STATE_CANCELLED:
+            return [*(["resume"] if missing_trials(run) else []), "delete"]
+    return []
+
+
+def missing_trials(run: run_pb2.Run) -> int:
+    """How many trials have no final result."""
+    return max(0, run.spec.planned - run.progress.recorded + run.progress.faults)
+
+
 def run_json(run: run_pb2.Run) -> Json:
     """One run: what it is, where it stands and how far it is."""
     spec = run.spec
@@ -201,6 +224,7 @@ def run_json(run: run_pb2.Run) -> Json:
         "run": run.name,
         "state": state_name(run.state),
         "state_message": run.state_message or None,
+        "actions": run_actions(run),
         "environment": spec.environment,
         "digest": spec.digest,
         "model": subject_name(spec),
@@ -240,7 +264,11 @@ def _progress_json(progress: run_pb2.RunProgress) -> Json:
 
 
 def result_json(result: result_pb2.Result) -> Json:
-    """What one trial produced, with its scores. `target` is null without the scope `answers`."""
+    """What one trial produced, with its scores.
+
+    Without the scope `answers` `target` is null and explanations are empty; so are, for `builtin/oracle` and
+    `builtin/simulated`, response, reasoning and answers.
+    """
     picousd = _optional(result, "cost_picousd")
     return {
         "run": result.run,

@@ -185,7 +185,7 @@ def object_server(
 
 @dataclass(frozen=True, slots=True)
 class ObjectStore:
-    """Five empty buckets of one test, named ``prefix`` + bundles, inputs, targets, solutions, payloads."""
+    """Six empty buckets of one test, named ``prefix`` + bundles, inputs, targets, solutions, payloads, predictions."""
 
     server: SeaweedServer
     prefix: str

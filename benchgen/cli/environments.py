@@ -279,7 +279,7 @@ def show(target: Target, *, ref: str, as_json: bool) -> None:
     if as_json:
         print_json(document | {"versions": versions})
         return
-    rules = ", ".join(f"{rule['name']} ({rule['type']})" for rule in document["scoring"])
+    rules = ", ".join(f"{rule['name']} ({rule['type']})" for rule in document["scoring"] or ())
     rows = [
         ("version", version.name + (" (hidden)" if version.yanked else "")),
         ("title", text.clean(version.title)),
@@ -288,7 +288,7 @@ def show(target: Target, *, ref: str, as_json: bool) -> None:
         ("tags", ", ".join(version.tags)),
         ("license", version.license),
         ("cases", f"{text.count(version.cases)} ({version.split} split)"),
-        ("scoring", rules),
+        ("scoring", rules or "hidden: this API key lacks the scope `answers`"),
         ("primary", version.primary_rule),
         ("check", _verified(version.verification)),
         ("digest", version.digest),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from benchgen.eval.v1 import result_pb2, run_pb2
 
 _SHORT = 400
+_HIDDEN = "hidden: this API key lacks the scope `answers`"
 
 
 def show_result(spec: run_pb2.RunSpec, result: result_pb2.Result, *, full: bool) -> None:
@@ -78,7 +79,9 @@ def _answered(result: result_pb2.Result, full: bool) -> Iterator[tuple[str, Rend
     if response:
         yield "response", response
     elif not result.error:
-        yield "response", Text("(empty)", style="dim")
+        # An answer that is OK has a text: this one was made of the reference solution, and is not shown.
+        hidden = result.outcome == result_pb2.OUTCOME_OK and not result.target_json
+        yield "response", Text(_HIDDEN if hidden else "(empty)", style="dim")
     if result.HasField("payload"):
         yield "", Text(f"cut here; the whole reply has {text.size(result.payload.size_bytes)}", style="dim")
     if result.error:
@@ -88,7 +91,7 @@ def _answered(result: result_pb2.Result, full: bool) -> Iterator[tuple[str, Rend
 
 def _expected(target_json: str) -> str | Text:
     if not target_json:
-        return Text("hidden: this API key lacks the scope `answers`", style="dim")
+        return Text(_HIDDEN, style="dim")
     target = json.loads(target_json)
     return text.clean(target if isinstance(target, str) else json.dumps(target, ensure_ascii=False))
 

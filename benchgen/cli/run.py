@@ -182,7 +182,12 @@ def finish(client: Client, run: run_pb2.Run, *, as_json: bool, fail_under: float
         show_report(ended, report)
     if ended.state != run_pb2.Run.STATE_SUCCEEDED:
         why = f": {ended.state_message}" if ended.state_message else ""
-        raise Stop(Exit.UNFINISHED, f"the run {ended.name} is {schemas.state_name(ended.state)}{why}")
+        hint = (
+            f"let it go on: benchgen runs resume {ended.name}"
+            if "resume" in schemas.run_actions(ended)
+            else ""
+        )
+        raise Stop(Exit.UNFINISHED, f"the run {ended.name} is {schemas.state_name(ended.state)}{why}", hint)
     if failure is not None:
         raise Stop(Exit.GATE_FAILED, failure)
 

@@ -30,6 +30,7 @@ def runs(context: click.Context) -> None:
       benchgen runs list
       benchgen runs watch latest
       benchgen runs cancel r7k2m9
+      benchgen runs resume latest
     """
     help_alone(context)
 
@@ -78,7 +79,15 @@ def list_(
         )
         return
     rows = table(
-        "run", "environment", "model", "state", "done", "accuracy", "created", right=["done", "accuracy"]
+        "run",
+        "environment",
+        "model",
+        "state",
+        "done",
+        "accuracy",
+        "created",
+        "next",
+        right=["done", "accuracy"],
     )
     for run in found:
         done = f"{text.count(run.progress.recorded)}/{text.count(run.spec.planned)}"
@@ -90,6 +99,7 @@ def list_(
             done,
             _accuracy(run),
             text.age(run.create_time),
+            ", ".join(_commands(run)),
         )
     emit(rows)
 
@@ -139,8 +149,16 @@ def show(target: Target, *, run: str, as_json: bool) -> None:
         ("calls", text.count(progress.calls)),
         ("cost", text.usd(schemas.cost_usd(progress)) if progress.calls else "none: no model was called"),
         ("created", text.age(found.create_time)),
+        *(("next", f"benchgen runs {command} {found.name}") for command in _commands(found)),
     ]
     emit(fields(rows))
+
+
+def _commands(run: run_pb2.Run) -> list[str]:
+    """The commands that can be used on a run as it stands."""
+    from benchgen import schemas
+
+    return ["rm" if action == "delete" else action for action in schemas.run_actions(run)]
 
 
 def _selection(spec: run_pb2.RunSpec) -> str:
@@ -190,3 +208,78 @@ def cancel(target: Target, *, run: str, as_json: bool) -> None:
         print_json(schemas.run_json(stopped))
     else:
         click.echo(f"{stopped.name} is {schemas.state_name(stopped.state)}")
+
+
+@runs.command()
+@click.argument("run", metavar="RUN")
+@json_option
+@server_options
+@pass_target
+def pause(target: Target, *, run: str, as_json: bool) -> None:
+    """Stop a run for now. What comes back meanwhile is stored; `resume` lets it go on.
+
+    \b
+    Examples:
+      benchgen runs pause latest
+    """
+    from benchgen import schemas
+
+    with target.connect() as client:
+        paused = client.pause(client.get_run(run).name)
+    if as_json:
+        print_json(schemas.run_json(paused))
+    else:
+        click.echo(f"{paused.name} is {schemas.state_name(paused.state)}")
+        note(f"let it go on: benchgen runs resume {paused.name}")
+
+
+@runs.command()
+@click.argument("run", metavar="RUN")
+@json_option
+@server_options
+@pass_target
+def resume(target: Target, *, run: str, as_json: bool) -> None:
+    """Run what is missing of a paused or ended run, and nothing else.
+
+    Trials with a final result are not asked again; at the end there is a new report over all of them.
+
+    \b
+    Examples:
+      benchgen runs resume latest && benchgen runs watch latest
+    """
+    from benchgen import schemas
+
+    with target.connect() as client:
+        before = client.get_run(run)
+        resumed = client.resume(before.name, epoch=before.epoch)
+    if as_json:
+        print_json(schemas.run_json(resumed))
+        return
+    click.echo(f"{resumed.name} is {schemas.state_name(resumed.state)}")
+    if resumed.epoch > before.epoch:
+        note(f"watch it: benchgen runs watch {resumed.name}")
+    else:
+        note("nothing is missing" if resumed.HasField("end_time") else "it was under way already")
+
+
+@runs.command()
+@click.argument("run", metavar="RUN")
+@server_options
+@pass_target
+def rm(target: Target, *, run: str) -> None:
+    """Remove an ended run, with its results and reports. It cannot be brought back.
+
+    \b
+    Examples:
+      benchgen runs rm r7k2m9qd4x1c
+    """
+    from contextlib import suppress
+
+    from benchgen.errors import NotFound
+
+    with target.connect() as client:
+        name = client.get_run(run).name
+        # It was there a moment ago: an answer may have been lost, or somebody else was faster.
+        with suppress(NotFound):
+            client.delete_run(name)
+    click.echo(f"{name} is removed")

@@ -305,6 +305,33 @@ class Client:
         """Stop a run; what was recorded stays and is reported. An ended run is returned as it is."""
         return self._transport.call(self._runs.CancelRun, run_pb2.CancelRunRequest(name=run))
 
+    def pause(self, run: str) -> run_pb2.Run:
+        """Stop a run for now; what comes back meanwhile is stored. A paused run is returned as it is.
+
+        :raises FailedPrecondition: its trials have all ended.
+        """
+        return self._transport.call(self._runs.PauseRun, run_pb2.PauseRunRequest(name=run))
+
+    def resume(self, run: str, *, epoch: int = 0) -> run_pb2.Run:
+        """Run the trials of a paused or ended run that have no final result, and no others.
+
+        A run that goes on, or misses nothing, is returned as it is.
+
+        :param epoch: of the run as the caller saw it: one that was resumed since is returned as it is. 0: asked for.
+        :raises FailedPrecondition: it is being cancelled, or its model is not what it was.
+        """
+        epoch = epoch or self.get_run(run).epoch
+        request = run_pb2.ResumeRunRequest(name=run, epoch=epoch)
+        return self._transport.call(self._runs.ResumeRun, request)
+
+    def delete_run(self, run: str) -> None:
+        """Remove an ended run with its results and reports.
+
+        :raises FailedPrecondition: it has not ended.
+        :raises NotFound: it is gone already.
+        """
+        self._transport.call(self._runs.DeleteRun, run_pb2.DeleteRunRequest(name=run))
+
     def watch(self, run: str) -> Iterator[run_pb2.Run]:
         """The run whenever it changed, at least each second, until it has ended.
 

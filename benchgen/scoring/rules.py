@@ -32,6 +32,9 @@ MAX_ANSWER_CHARS = 2_000
 MAX_EXPLANATION_CHARS = 200
 
 
+_TOO_SLOW = f"pattern took longer than {PATTERN_TIMEOUT_S} s"
+
+
 class RuleScore(NamedTuple):
     """What one rule says about one response. A tuple, because it is made millions of times."""
 
@@ -40,6 +43,11 @@ class RuleScore(NamedTuple):
     answer: str | None  # what was taken out of the response; None when nothing was found
     explanation: str  # why it failed, at most MAX_EXPLANATION_CHARS; empty when there is nothing to say
     error: str | None  # begins with "rule_error: "; None when the rule could judge
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether a pattern of the rule took longer than it may."""
+        return self.error == f"rule_error: {_TOO_SLOW}"
 
 
 Judge = Callable[[str, Any, Sequence[str] | None], RuleScore]
@@ -71,7 +79,7 @@ class CompiledRule:
         try:
             return self._score(response, target, choices)
         except TimeoutError:
-            return _failed(f"pattern took longer than {PATTERN_TIMEOUT_S} s")
+            return _failed(_TOO_SLOW)
         except RuleFailed as error:
             return _failed(str(error))
         except Exception as error:  # a fault of ours must not stop the results of a whole batch

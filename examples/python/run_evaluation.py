@@ -31,4 +31,6 @@ def main(environment: str, model: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(f"usage: {sys.argv[0]} ENVIRONMENT MODEL, such as gsm8k-mini builtin/simulated")
     main(*sys.argv[1:])

@@ -17,6 +17,7 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import BadRequestError, NotFoundError
 
 from benchgen.errors import Unavailable
+from services.common import tracing
 
 log = structlog.get_logger()
 
@@ -58,13 +59,19 @@ class Bus:
         self._streams: JetStreamContext = client.jetstream(timeout=5)
         self._rings: JetStreamContext.PullSubscription | None = None
 
+    @property
+    def connected(self) -> bool:
+        """Whether anything can be heard at this moment."""
+        return bool(self._client.is_connected)
+
     async def publish(self, subject: str, payload: bytes, *, message_id: str) -> None:
         """Publish to JetStream; the same message id within two minutes is dropped there.
 
         :raises Unavailable: NATS did not take it; whoever publishes does so again later.
         """
         try:
-            await self._streams.publish(subject, payload, headers={"Nats-Msg-Id": message_id})
+            headers = {"Nats-Msg-Id": message_id, **dict(tracing.carried())}
+            await self._streams.publish(subject, payload, headers=headers)
         except (NatsError, TimeoutError, OSError) as error:
             # After NATS lost its data the streams are gone with it.
             with suppress(NatsError, TimeoutError, OSError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -13,6 +16,8 @@ from benchgen.errors import InvalidInput
 
 PREFIX = "BENCHGEN_"
 
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
 
 def _check_address(value: str) -> str:
     host, _, port = value.rpartition(":")
@@ -22,6 +27,28 @@ def _check_address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
+
+
+def _check_public_key(value: str) -> str:
+    for encoded in value.split(","):
+        try:
+            key = base64.b64decode(encoded, validate=True)
+        except binascii.Error:
+            key = b""
+        if len(key) != 32:
+            raise ValueError("expected an Ed25519 public key, 32 bytes in base64; two with a comma between")
+    return value
+
+
+PublicKey = Annotated[str, AfterValidator(_check_public_key)]
+
+
+def _check_peers(value: str) -> str:
+    for item in filter(None, value.split(",")):
+        identity, _, digest = item.partition("=")
+        if not identity.strip() or not _SHA256.fullmatch(digest.strip()):
+            raise ValueError("expected identity=<sha256 of its token, 64 hex digits>, separated by commas")
+    return value
 
 
 class Settings(BaseModel):
@@ -65,7 +92,7 @@ class RpcSettings(Settings):
 
     service_token: SecretStr = SecretStr("")
     """What this process presents to other services."""
-    peer_tokens: str = ""
+    peer_tokens: Annotated[str, AfterValidator(_check_peers)] = ""
     """Whom it accepts: ``hub=<sha256 of its token, hex>,runner=...``."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -74,7 +101,7 @@ class RpcSettings(Settings):
 
     def peers(self) -> dict[str, str]:
         """Token hashes to identities."""
-        pairs = [item.partition("=") for item in self.peer_tokens.split(",") if item]
+        pairs = [item.partition("=") for item in filter(None, self.peer_tokens.split(","))]
         return {digest.strip().lower(): identity.strip() for identity, _, digest in pairs}
 
 

@@ -20,15 +20,36 @@ TRANSIENT = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    # A full disk, no memory, too many connections: somebody makes room.
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.ConnectionDoesNotExistError,
+    # Whoever was frozen in a transaction finds it gone.
+    asyncpg.IdleInTransactionSessionTimeoutError,
     # Raised by asyncpg itself when the server goes away between two statements.
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
 )
 
+#: Faults of the operating system that no waiting cures.
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether this passes when a neighbour is back. A mistake in how Postgres is called does not."""
+    if isinstance(error, asyncpg.InterfaceError):
+        return "clos" in str(error) or "released" in str(error)
+    if isinstance(error, asyncpg.InternalClientError):
+        # A statement met the server's farewell, which has arrived and not been taken in.
+        return "another operation" in str(error)
+    return isinstance(error, TRANSIENT) and not isinstance(error, _LASTING)
+
+
 _MIGRATION = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
+#: A process that is frozen, or cut off, in a transaction holds its locks for so long and no longer, milliseconds.
+_IDLE_MS = "10000"
 _LOCK = 0x62656E6368  # any constant will do: all replicas of all services take the same lock
 
 
@@ -43,6 +64,7 @@ async def pool(dsn: str, migrations: Path, *, size: int = 8) -> AsyncIterator[as
         command_timeout=60,
         max_inactive_connection_lifetime=0,
         reset=_leave_as_it_is,
+        server_settings={"idle_in_transaction_session_timeout": _IDLE_MS},
     ) as connections:
         yield connections
 

@@ -1,4 +1,4 @@
-"""S3-compatible object storage: five buckets, each service with its own identity and rights."""
+"""S3-compatible object storage: six buckets, each service with its own identity and rights."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import asyncio
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar
 
 from benchgen.errors import NotFound, PermissionDenied, Unavailable
 from services.common.config import ObjectSettings
@@ -29,6 +32,14 @@ class Bucket(StrEnum):
     TARGETS = "targets"
     SOLUTIONS = "solutions"
     PAYLOADS = "payloads"
+    PREDICTIONS = "predictions"
+
+
+class Listed(NamedTuple):
+    """An object, and when it was written last, to the second below."""
+
+    key: str
+    written_at: datetime
 
 
 class ObjectStore:
@@ -80,6 +91,14 @@ class ObjectStore:
             return False
         return True
 
+    async def remove_unless_newer(self, bucket: Bucket, key: str, moment: datetime) -> None:
+        """Remove an object, unless it was written after a moment; then somebody may be about to name it."""
+        await self._run(self._remove_unless_newer, bucket, key, moment)
+
+    async def page(self, bucket: Bucket, prefix: str, *, after: str = "", count: int = 1000) -> list[Listed]:
+        """Objects whose keys begin so and come after another one, in the order of their keys, at most ``count``."""
+        return await self._run(self._page, bucket, prefix, after, count)
+
     async def _run(self, call: Callable[..., T], bucket: Bucket, *rest: object) -> T:
         name = self._settings.bucket_prefix + bucket
         return await asyncio.get_running_loop().run_in_executor(self._threads, _translated, call, name, *rest)
@@ -121,6 +140,20 @@ class ObjectStore:
 
     def _fetch_file(self, bucket: str, key: str, path: Path) -> None:
         self._client().fget_object(bucket, key, str(path))
+
+    def _remove_unless_newer(self, bucket: str, key: str, moment: datetime) -> None:
+        with suppress(NotFound):
+            written = _translated(self._client().stat_object, bucket, key).last_modified
+            if written is not None and written <= moment:
+                _translated(self._client().remove_object, bucket, key)
+
+    def _page(self, bucket: str, prefix: str, after: str, count: int) -> list[Listed]:
+        found = self._client().list_objects(bucket, prefix, recursive=True, start_after=after or None)
+        return [
+            Listed(item.object_name, item.last_modified)
+            for item in islice(found, count)
+            if item.object_name is not None and item.last_modified is not None
+        ]
 
     def _stat(self, bucket: str, key: str) -> None:
         self._client().stat_object(bucket, key)

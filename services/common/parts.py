@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 Row = dict[str, Any]
 
+_LOADS_AT_ONCE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -70,11 +72,16 @@ class CaseReader:
     """Reads cases of one kind of store by position.
 
     :param cache_dir: where objects are kept on disk; shared by all processes of one identity on a machine.
-    :param parts_in_memory: how many parsed parts are kept; a part has at most 1,024 cases and 16 MiB.
+    :param memory_bytes: how much of what was read is kept in memory; the part in use is kept whatever its size.
     """
 
     def __init__(
-        self, bucket: Bucket, objects: ObjectStore, cache_dir: Path | None, *, parts_in_memory: int = 3
+        self,
+        bucket: Bucket,
+        objects: ObjectStore,
+        cache_dir: Path | None,
+        *,
+        memory_bytes: int = 32 * 1024 * 1024,
     ) -> None:
         self._bucket = bucket
         self._objects = objects
@@ -82,9 +89,11 @@ class CaseReader:
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         # Lines as they are stored: a reader rarely wants all rows of a part.
         self._parts: OrderedDict[str, list[bytes]] = OrderedDict()
-        self._room = parts_in_memory
-        # One fetch at a time: the next reader usually wants the same part.
-        self._lock = asyncio.Lock()
+        self._bytes = 0
+        self._most_bytes = memory_bytes
+        self._loading: dict[str, asyncio.Task[list[bytes]]] = {}
+        # A part may have 16 MiB: few at once.
+        self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
 
     async def index(self, digest: str) -> Index:
         """The index with this digest."""
@@ -114,19 +123,29 @@ class CaseReader:
         return rows
 
     async def _part(self, part: Part) -> list[bytes]:
-        async with self._lock:
-            lines = self._parts.get(part.sha256)
-            if lines is None:
-                data = await self._object(f"parts/{part.sha256}.jsonl", part.sha256)
-                # Room first: at no time more than the bound is held.
-                while len(self._parts) >= self._room:
-                    self._parts.popitem(last=False)
-                # Not splitlines: that would also split at characters that JSON leaves as they are.
-                lines = data.split(b"\n")
-                self._parts[part.sha256] = lines
-            else:
-                self._parts.move_to_end(part.sha256)
+        lines = self._parts.get(part.sha256)
+        if lines is not None:
+            self._parts.move_to_end(part.sha256)
             return lines
+        # Whoever wants the same part meanwhile waits for the same load, and nobody else does.
+        loading = self._loading.get(part.sha256)
+        if loading is None:
+            loading = asyncio.create_task(self._load(part), name=f"load {part.sha256[:12]}")
+            self._loading[part.sha256] = loading
+            loading.add_done_callback(lambda _: self._loading.pop(part.sha256))
+        return await asyncio.shield(loading)
+
+    async def _load(self, part: Part) -> list[bytes]:
+        async with self._loads:
+            data = await self._object(f"parts/{part.sha256}.jsonl", part.sha256)
+        while self._parts and self._bytes + len(data) > self._most_bytes:
+            _, evicted = self._parts.popitem(last=False)
+            self._bytes -= sum(map(len, evicted))
+        # Not splitlines: that would also split at characters that JSON leaves as they are.
+        lines = data.split(b"\n")
+        self._parts[part.sha256] = lines
+        self._bytes += sum(map(len, lines))
+        return lines
 
     async def _object(self, key: str, digest: str) -> bytes:
         path = self._dir / key if self._dir is not None else None
@@ -149,7 +168,8 @@ class CaseReader:
 def _read_if_whole(path: Path, digest: str) -> bytes | None:
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except OSError:
+        # Not there, most often; whatever else is wrong with it, there is the store.
         return None
     return data if hashlib.sha256(data).hexdigest() == digest else None
 

@@ -6,19 +6,19 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import structlog
 import uvloop
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Metric
 
 from benchgen.errors import BenchgenError, Unavailable
-from services.common import db
+from services.common import db, tracing
 from services.common.config import ProcessSettings
-from services.common.telemetry import LOOP_FAULTS, configure_logging
+from services.common.telemetry import LOOP_FAULTS, configure_logging, exposition, say_build
 
 log = structlog.get_logger()
 
@@ -26,6 +26,9 @@ S = TypeVar("S", bound=ProcessSettings)
 
 #: Faults of neighbours that pass by themselves: a loop that meets one waits and goes on.
 TRANSIENT = (*db.TRANSIENT, Unavailable, TimeoutError)
+
+#: Who asks for metrics waits at most so long for what must be measured first, seconds.
+_MEASURE_SECONDS = 3.0
 
 
 class Process:
@@ -37,6 +40,25 @@ class Process:
         self.stopping = asyncio.Event()
         self._group = group
         self._tasks: set[asyncio.Task[None]] = set()
+        self._measures: list[Callable[[], Awaitable[Sequence[Metric]]]] = []
+
+    def measure(self, step: Callable[[], Awaitable[Sequence[Metric]]]) -> None:
+        """Have ``/metrics`` show what ``step`` finds whenever somebody asks."""
+        self._measures.append(step)
+
+    async def measured(self) -> list[Metric]:
+        """What stands now. What cannot be measured is left out: no figure is better than an old one."""
+        found: list[Metric] = []
+        for step in self._measures:
+            try:
+                async with asyncio.timeout(_MEASURE_SECONDS):
+                    found += await step()
+            except TRANSIENT as error:
+                if not db.is_transient(error) and not isinstance(error, (Unavailable, TimeoutError)):
+                    raise
+                LOOP_FAULTS.labels("measure").inc()
+                log.warning("measure.fault", error=str(error) or type(error).__name__)
+        return found
 
     def spawn(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a background task; should it die, the process ends, and its supervisor starts another."""
@@ -66,6 +88,8 @@ class Process:
         :param rest: the least time from the end of one step to the start of the next: what wakes it often is then
             dealt with together.
         """
+        # There from the start: a series that appears with its first fault hides that fault from `increase`.
+        LOOP_FAULTS.labels(name)
         return self.spawn(name, self._repeat(name, step, every, wake or asyncio.Event(), rest))
 
     async def _repeat(
@@ -76,6 +100,11 @@ class Process:
             try:
                 await step()
             except TRANSIENT as error:
+                if not db.is_transient(error) and not isinstance(error, (Unavailable, TimeoutError)):
+                    raise
+                if (task := asyncio.current_task()) and task.cancelling():
+                    # A neighbour was lost while this was being cancelled: its fault must not make up for that.
+                    raise asyncio.CancelledError from error
                 LOOP_FAULTS.labels(name).inc()
                 log.warning("loop.fault", loop=name, error=str(error) or type(error).__name__)
                 # A loop without a pause of its own must not spin while a neighbour is away.
@@ -83,13 +112,16 @@ class Process:
                 continue
             if rest:
                 await self.sleep(rest)
+            # Not `wait_for`: up to Python 3.11 it may swallow a cancellation, and the process would never end.
             with suppress(TimeoutError):
-                await asyncio.wait_for(_first(wake, self.stopping), every)
+                async with asyncio.timeout(every):
+                    await _first(wake, self.stopping)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, but not past the moment when the process should stop."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self.stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.stopping.wait()
 
 
 async def _first(*events: asyncio.Event) -> None:
@@ -113,8 +145,10 @@ def main(name: str, settings_type: type[S], serve: Callable[[S, Process], Awaita
         print(f"benchgen {name}: {error}", file=sys.stderr)
         return 2
     configure_logging(name, level=settings.log_level, form=settings.log_format)
+    say_build(name)
     try:
-        uvloop.run(_run(name, settings, serve))
+        with tracing.exporting(name):
+            uvloop.run(_run(name, settings, serve))
     except Exception as error:
         # A group when a background loop died, bare when the process could not start.
         for cause in error.exceptions if isinstance(error, ExceptionGroup) else (error,):
@@ -159,7 +193,8 @@ async def _health(process: Process, listen: str) -> AsyncIterator[None]:
         return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        body = exposition(await process.measured())
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)

@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from benchgen import errors
-from services.common import auth, db
+from services.common import auth, db, tracing
 from services.common.config import RpcSettings
 from services.common.signing import Verifier
 from services.common.telemetry import RPC_SECONDS
@@ -62,7 +62,7 @@ CODES: Mapping[type[errors.BenchgenError], int] = {
 
 def status_of(error: BaseException) -> status_pb2.Status:
     """What the caller is told of an error. Unexpected ones tell nothing but that they happened."""
-    if isinstance(error, (*db.TRANSIENT, TimeoutError)):
+    if db.is_transient(error) or isinstance(error, TimeoutError):
         error = errors.Unavailable("a server that this one needs is not there; try again")
     if isinstance(error, asyncpg.DataError):
         error = errors.InvalidInput(
@@ -169,11 +169,15 @@ async def _observed(
 ) -> AsyncIterator[None]:
     started = time.perf_counter()
     code = "OK"
+    metadata = dict(context.invocation_metadata() or ())
     try:
-        access.check(method, dict(context.invocation_metadata() or ()), _names_of(context))
-        yield
+        with tracing.span(method[1:], parent=str(metadata.get(tracing.HEADER, ""))):
+            access.check(method, metadata, _names_of(context))
+            yield
     except (errors.BenchgenError, asyncpg.DataError, *db.TRANSIENT, TimeoutError) as error:
         status = status_of(error)
+        if status.code == code_pb2.INTERNAL and not isinstance(error, errors.BenchgenError):
+            log.exception("rpc.failed", method=method)
         code = code_pb2.Code.Name(status.code)
         log.info("rpc.refused", method=method, code=code, message=status.message)
         await context.abort_with_status(rpc_status.to_status(status))
@@ -274,7 +278,7 @@ def _present(metadata: tuple[tuple[str, str], ...]) -> list[grpc.aio.ClientInter
 
     def with_metadata(details: Any) -> Any:
         # A named tuple at run time, which its types do not say.
-        combined = grpc.aio.Metadata(*(details.metadata or ()), *metadata)
+        combined = grpc.aio.Metadata(*(details.metadata or ()), *metadata, *tracing.carried())
         return details._replace(metadata=combined)
 
     class UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):

@@ -9,7 +9,7 @@ import grpc
 from benchgen.errors import BenchgenError, Exhausted, Unavailable
 from benchgen.eval.v1 import environment_pb2_grpc, model_pb2_grpc, result_pb2_grpc, run_pb2_grpc
 from benchgen.statuses import error_of
-from services.common import rpc
+from services.common import rpc, tracing
 from services.common.auth import PRINCIPAL_KEY, Principal, seal_principal
 from services.common.config import RpcSettings
 from services.common.signing import Signer
@@ -43,7 +43,8 @@ class Backends:
 
     def metadata(self, who: Principal) -> tuple[tuple[str, str | bytes], ...]:
         """What one call carries: the gateway's own credential, and on whose behalf it calls."""
-        return (*self._credential, (PRINCIPAL_KEY, seal_principal(who, self._signer)))
+        principal = (PRINCIPAL_KEY, seal_principal(who, self._signer))
+        return (*self._credential, principal, *tracing.carried())
 
     async def call(
         self,

@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from benchgen.errors import BenchgenError, Unavailable
 from benchgen.eval.v1 import environment_pb2, model_pb2, result_pb2, run_pb2
+from services.common import tracing
 from services.common.rpc import status_of
 from services.common.telemetry import RPC_SECONDS
 from services.gateway.backends import Backends, comes_from_service, failure_of
@@ -130,7 +131,7 @@ class _Forward:
             try:
                 async for answer in call:
                     # A stream can outlive the key that it was opened with.
-                    await self.keys.principal_of(_authorization(context))
+                    await self.keys.principal_of(_metadatum(context, "authorization"))
                     yield answer
                 context.set_trailing_metadata(tuple(await call.trailing_metadata()))
             except asyncio.CancelledError:
@@ -151,9 +152,10 @@ class _Forward:
         started = time.perf_counter()
         code, key = "OK", ""
         try:
-            who = await self.keys.principal_of(_authorization(context))
+            who = await self.keys.principal_of(_metadatum(context, "authorization"))
             key = who.key_id
-            yield self.backends.metadata(who)
+            with tracing.span(self.name[1:], parent=_metadatum(context, tracing.HEADER) or "", root=True):
+                yield self.backends.metadata(who)
         except grpc.aio.AioRpcError as failure:
             code = failure.code().name
             if comes_from_service(failure):
@@ -186,8 +188,8 @@ async def _refuse(context: Context, error: BenchgenError) -> None:
     await context.abort_with_status(rpc_status.to_status(status_of(error)))
 
 
-def _authorization(context: Context) -> str | None:
+def _metadatum(context: Context, wanted: str) -> str | None:
     for name, value in context.invocation_metadata() or ():
-        if name == "authorization":
+        if name == wanted:
             return value if isinstance(value, str) else value.decode("ascii", "replace")
     return None

@@ -24,6 +24,7 @@ from services.common.objects import ObjectStore
 from services.common.process import Process
 from services.common.signing import Signer, Verifier
 from services.hub.config import HubSettings
+from services.hub.measures import Measures
 from services.hub.publishing.jobs import Publisher
 from services.hub.publishing.sandbox import Limits
 from services.hub.publishing.scratch import scratch_folder
@@ -41,10 +42,13 @@ from services.hub.runs.locks import PoolLocks
 from services.hub.runs.outbox import Outbox
 from services.hub.runs.plans import Plans
 from services.hub.runs.reaper import Reaper
+from services.hub.runs.removal import Removals
+from services.hub.runs.resuming import Resumes
 from services.hub.runs.sealer import Sealer
 from services.hub.runs.service import RunService
 from services.hub.runs.stops import Stops
 from services.hub.runs.wakes import Wakes
+from services.hub.sweeping import Sweeper
 
 log = structlog.get_logger()
 
@@ -95,12 +99,14 @@ async def serve(settings: HubSettings, process: Process) -> None:
 async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> None:
     wakes = Wakes()
     signer = Signer(settings.lease_signing_key.get_secret_value())
-    vault = Vault(settings.master_key)
+    vault = Vault(settings.master_key, settings.master_key_old)
     records = result_pb2_grpc.RecordServiceStub(near.scorer)
     locks = PoolLocks(near.pool)
     leases = Leases(locks, near.rings, wakes, timedelta(seconds=settings.lease_seconds))
     plans = Plans(near.pool)
     stops = Stops(locks, leases)
+    resumes = Resumes(near.pool, locks, leases, records)
+    removals = Removals(near.pool, locks, records, wakes)
     publisher = Publisher(
         near.pool,
         near.objects,
@@ -128,13 +134,20 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
     process.loop("load", loader.step, every=_SWEEP_SECONDS, wake=wakes.load)
     process.loop("outbox", Outbox(near.pool, near.rings).step, every=_SWEEP_SECONDS, wake=wakes.outbox)
     process.loop("publish", publisher.step, every=_SWEEP_SECONDS, wake=uploaded)
+    process.loop("remove", removals.step, every=_SWEEP_SECONDS)
+    if settings.retention_days:
+        keep = timedelta(days=settings.retention_days)
+        process.loop("expire", lambda: removals.expire(keep), every=settings.sweep_seconds)
+    sweeper = Sweeper(near.pool, near.objects, records, timedelta(seconds=settings.orphan_seconds))
+    process.loop("sweep", sweeper.step, every=settings.sweep_seconds)
+    process.measure(Measures(near.pool))
     await near.rings.listen(f"{bus.RUNS_CHANGED}.*", wakes.heard_run_changed)
     environments = EnvironmentService(
         near.pool, near.objects, near.scratch, uploaded, most_upload_bytes=settings.upload_bytes
     )
     registry = ModelService(near.pool, vault, near.models, runs_store.has_active_runs, settings.simulator_url)
     creator = Creator(near.pool, settings.simulator_url)
-    runs = RunService(near.pool, creator, stops, plans, records, wakes, process.stopping)
+    runs = RunService(near.pool, creator, stops, resumes, removals, plans, records, wakes, process.stopping)
     lessor = LeaseService(near.pool, leases, plans, signer, wakes, read_secret)
 
     def register(server: grpc.aio.Server) -> None:

@@ -33,7 +33,7 @@ def up(data: DataDir, runners: int, servers_only: bool) -> int:
     """Run the stack until SIGTERM or Ctrl-C."""
     with data.locked() as alone:
         if not alone:
-            return _already_running(data)
+            return _already_running(data, runners)
         stale = end_stale(data.processes(), grace_seconds=5.0)
         if stale:
             report.trouble(f"ended what a killed supervisor left: {', '.join(old.name for old in stale)}")
@@ -48,13 +48,16 @@ def up(data: DataDir, runners: int, servers_only: bool) -> int:
         return code
 
 
-def _already_running(data: DataDir) -> int:
+def _already_running(data: DataDir, runners: int) -> int:
     deadline = time.monotonic() + START_SECONDS
     while (state := data.state()) is None and data.supervisor() and time.monotonic() < deadline:
         time.sleep(0.1)
     if state is None:
         raise LocalStackError(f"another `up` in {data.path} did not become ready; see {data.logs}")
     report.say(f"it runs already (pid {state.pid})")
+    there = sum(service.name.startswith("runner-") for service in state.services)
+    if there != runners:
+        report.trouble(f"it has {there} runners; `benchgen down` first to start it with {runners}")
     report.where(state)
     return OK
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchgen.bundle import MANIFEST_FILE
@@ -15,20 +15,28 @@ from services.local.files import PROGRAM_ROOT, write_private
 
 CATALOGUE = PROGRAM_ROOT / "environments"
 
+#: How long a gateway that went away is waited for; a stack that is being stopped should not wait long for this.
+_PATIENCE_SECONDS = 5.0
 
-def publish_ready_environments(grpc_address: str, api_key: str, marker: Path) -> None:
+
+def publish_ready_environments(
+    grpc_address: str, api_key: str, marker: Path, stopping: Callable[[], bool]
+) -> None:
     """Publish what has not been published from here; reports a line for each.
 
     A folder that cannot be published is reported and tried again at the next start: the stack is of use without it.
 
     :param marker: remembers what was published, by the digest of its manifest.
+    :param stopping: whether the stack is being stopped: the rest is published at the next start.
     """
     done = json.loads(marker.read_text()) if marker.exists() else {}
     waiting = [(folder, digest) for folder, digest in _folders() if done.get(folder.name) != digest]
     if not waiting:
         return
-    with Client(grpc_address, api_key) as client:
+    with Client(grpc_address, api_key, patience=_PATIENCE_SECONDS) as client:
         for folder, digest in waiting:
+            if stopping():
+                return
             try:
                 publication = client.push(folder)
             except BenchgenError as error:

@@ -8,6 +8,7 @@ import json
 import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from services.local.files import write_private
 
@@ -31,6 +32,7 @@ class Credentials:
     principal_public: str
     master_key: str
     api_key: str
+    simulator_token: str
 
     def api_key_hash(self) -> str:
         """Return the sha256 of the first API key in hex, which is all that the gateway is told."""
@@ -66,13 +68,16 @@ def generate() -> Credentials:
         principal_public=principal_public,
         master_key=base64.b64encode(secrets.token_bytes(32)).decode(),
         api_key="bg_" + secrets.token_urlsafe(30),
+        simulator_token=_token(),
     )
 
 
 def load_or_create(path: Path) -> Credentials:
-    """Read the secrets of a data directory, making them the first time."""
-    if path.exists():
-        return Credentials(**json.loads(path.read_text()))
-    made = generate()
+    """Read the secrets of a data directory, making those that are not there."""
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if known and "simulator_token" in known:
+        return Credentials(**known)
+    # A directory from before there was one of them keeps the others.
+    made = Credentials(**asdict(generate()) | known)
     write_private(path, json.dumps(asdict(made), indent=1) + "\n")
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from services.local.credentials import Credentials
@@ -16,13 +17,18 @@ from services.local.servers.seaweed import PORT_NAMES, SeaweedServer, access_key
 BUCKET_PREFIX = "benchgen-"
 # Gateway and runners call hub and scorer, and those two each other.
 _CALLERS = {"hub": ("runner", "scorer", "gateway"), "scorer": ("hub", "runner", "gateway")}
-_SEE_SOLUTIONS = ("runner",)
 _PASSED_ON = ("PATH", "HOME", "LANG", "BENCHGEN_LOG_LEVEL", "BENCHGEN_LEASE_SECONDS")
 
 
 def runner_name(index: int) -> str:
     """Return the name of the n-th runner, counted from 1."""
     return f"runner-{index}"
+
+
+def _peers(tokens: Mapping[str, str]) -> str:
+    """Whom a service accepts: identities with the hashes of their tokens."""
+    hashes = {caller: hashlib.sha256(token.encode()).hexdigest() for caller, token in tokens.items()}
+    return ",".join(f"{caller}={digest}" for caller, digest in hashes.items())
 
 
 def port_names(runners: int) -> list[str]:
@@ -76,7 +82,11 @@ class StackSettings:
 
         Nothing else of this process's environment reaches it.
         """
-        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name in _PASSED_ON or name.startswith("OTEL_")
+        }
         environment["PYTHONPATH"] = str(PROGRAM_ROOT)
         name = runner_name(index) if service == "runner" else service
         environment["BENCHGEN_HTTP_LISTEN"] = self.address(f"{name}.http")
@@ -97,17 +107,13 @@ class StackSettings:
             settings["BENCHGEN_SERVICE_TOKEN"] = tokens[service]
         if service in _CALLERS:
             settings["BENCHGEN_GRPC_LISTEN"] = self.address(f"{service}.grpc")
-            settings["BENCHGEN_PEER_TOKENS"] = self._peers(_CALLERS[service])
+            settings["BENCHGEN_PEER_TOKENS"] = _peers(
+                {caller: tokens[caller] for caller in _CALLERS[service]}
+            )
         for other in _CALLERS:
             if other != service and service in _CALLERS[other]:
                 settings[f"BENCHGEN_{other.upper()}_ADDRESS"] = self.address(f"{other}.grpc")
         return settings
-
-    def _peers(self, callers: tuple[str, ...]) -> str:
-        """Whom a service accepts: identities with the hashes of their tokens."""
-        tokens = self.credentials.service_tokens
-        hashes = {caller: hashlib.sha256(tokens[caller].encode()).hexdigest() for caller in callers}
-        return ",".join(f"{caller}={digest}" for caller, digest in hashes.items())
 
     def _servers(self, service: str) -> dict[str, str]:
         settings = {}
@@ -153,7 +159,10 @@ class StackSettings:
                     "BENCHGEN_BOOTSTRAP_KEY_HASH": secrets.api_key_hash(),
                 }
             case "runner":
-                return {"BENCHGEN_CACHE_DIR": str(self.data_dir / "cache" / name)}
+                return {
+                    "BENCHGEN_SIMULATOR_TOKEN": secrets.simulator_token,
+                    "BENCHGEN_CACHE_DIR": str(self.data_dir / "cache" / name),
+                }
             case "simulator":
-                return {"BENCHGEN_PEER_TOKENS": self._peers(_SEE_SOLUTIONS)}
+                return {"BENCHGEN_PEER_TOKENS": _peers({"runner": secrets.simulator_token})}
         raise ValueError(f"expected a service, found {service!r}")

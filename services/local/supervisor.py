@@ -139,6 +139,7 @@ class Supervisor:
                 self._settings.address("gateway.grpc"),
                 self._settings.credentials.api_key,
                 self._data.path / "published.json",
+                self._stopping.is_set,
             )
         self._announced = True
         self._write_down()

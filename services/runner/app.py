@@ -18,7 +18,8 @@ from services.runner.worker import Worker
 
 log = structlog.get_logger()
 
-_KEEP_SECONDS = 3.0
+#: Also how a runner hears, within two seconds, that a run was stopped if the ring that said so was lost.
+_KEEP_SECONDS = 1.0
 
 
 async def serve(settings: RunnerSettings, process: Process) -> None:
@@ -40,12 +41,13 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
             client,
             CaseReader(Bucket.INPUTS, objects, settings.cache_dir),
             objects,
-            service_token=settings.service_token.get_secret_value(),
+            simulator_token=settings.simulator_token.get_secret_value(),
             shards=settings.runner_shards,
             calls=settings.runner_calls,
             stop_seconds=settings.stop_seconds,
         )
         await rings.listen(f"{bus.RENEW}.{name}", worker.hear_renew)
+        process.measure(worker.measure)
         process.loop("keep", worker.keep_known, every=_KEEP_SECONDS)
         pulling = process.loop("pull", worker.pull, every=0.0)
         process.ready = True

@@ -15,6 +15,8 @@ class RunnerSettings(ProcessSettings, RpcSettings, ObjectSettings):
     hub_address: Address
     scorer_address: Address
     nats_url: SecretStr
+    simulator_token: SecretStr = SecretStr("")
+    """What it presents to the simulator: of no use anywhere else, since it travels by plain HTTP."""
     cache_dir: Path | None = None
     """Where parts of environments are kept on disk; in memory only when not set."""
     runner_shards: int = Field(default=32, ge=1, le=1024)

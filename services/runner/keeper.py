@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 #: How long one exchange with the hub may take.
 RPC_SECONDS = 5.0
+#: How often leases are renewed while no ring can be heard.
+_DEAF_SECONDS = 1.5
 
 
 @dataclass(slots=True, eq=False)
@@ -35,10 +37,17 @@ class HeldLease:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the work has to stop: see ``verdict``."""
     verdict: lease_pb2.RenewLeaseResponse.Verdict.ValueType = lease_pb2.RenewLeaseResponse.VERDICT_GO_ON
-    lapsed: bool = False
-    """Whether it has expired and may be taken back as long as nobody else has the shard."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to renew at once."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether calls may be started under it at this moment.
+
+        By the clock, and not by a timer: a process that was stopped for a while deals with what came in meanwhile
+        before its timers go off. A lease that expired holds again when it is renewed late.
+        """
+        return not self.ended.is_set() and monotonic() < self.expires
 
     def end(self, verdict: lease_pb2.RenewLeaseResponse.Verdict.ValueType) -> None:
         self.verdict = verdict
@@ -46,47 +55,59 @@ class HeldLease:
 
 
 class Keeper:
-    """Renews leases every third of their time, and at once when rung."""
+    """Renews leases every third of their time, and at once when rung.
 
-    def __init__(self, stub: lease_pb2_grpc.LeaseServiceAsyncStub, runner: str) -> None:
+    :param hears: whether rings can be heard; while they cannot, leases are renewed more often, so that a run that was
+        stopped does not go on for long.
+    """
+
+    def __init__(
+        self,
+        stub: lease_pb2_grpc.LeaseServiceAsyncStub,
+        runner: str,
+        hears: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._stub = stub
         self._runner = runner
-        # With the timer that goes off when the lease ends.
-        self._held: dict[HeldLease, asyncio.TimerHandle] = {}
+        self._hears = hears
+        self._held: set[HeldLease] = set()
 
     def renew_all(self) -> None:
         """Renew every lease now: a run was cancelled, or permits are dealt anew."""
         for lease in self._held:
             lease.wake.set()
 
+    def renew_stopped(self, shards: Collection[str]) -> None:
+        """Renew the leases of shards whose run does not go on, where that is not known yet."""
+        for lease in self._held:
+            if lease.claims.shard in shards and not lease.ended.is_set():
+                lease.wake.set()
+
     @asynccontextmanager
     async def kept(self, lease: HeldLease) -> AsyncIterator[None]:
         """Keep a lease for the duration of the block. Sets ``lease.ended`` when it is lost, and never raises."""
+        self._held.add(lease)
         self._hold(lease)
         renewing = asyncio.create_task(self._renew(lease), name="renew")
         try:
             yield
         finally:
+            self._held.discard(lease)
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
-            self._held.pop(lease).cancel()
 
-    def _hold(self, lease: HeldLease) -> None:
-        """Count the lease's time: no calls are started after it ended, until it is renewed late."""
-        if lease in self._held:
-            self._held[lease].cancel()
-        left = max(0.0, lease.expires - monotonic())
-        self._held[lease] = asyncio.get_running_loop().call_later(left, self._set_lapsed, lease, True)
-
-    def _set_lapsed(self, lease: HeldLease, lapsed: bool) -> None:
-        lease.lapsed = lapsed
-        lease.lane.set_paused(lease.claims.shard, paused=lapsed)
+    @staticmethod
+    def _hold(lease: HeldLease) -> None:
+        # The hub keeps the permits of a runner whose leases have ended for the time of another one: calls in flight
+        # get the first half of that to come back, the second is for whatever is late.
+        lease.lane.hold_until(lease.expires, lease.expires + lease.duration / 2)
 
     async def _renew(self, lease: HeldLease) -> None:
+        # A run that was stopped is wound up under the lease: what came back may have to wait for the scorer.
         limit = lease.lane.limit
         delay = lease.duration / 3
         owing = False
-        while not lease.ended.is_set():
+        while lease.verdict != lease_pb2.RenewLeaseResponse.VERDICT_LOST:
             await self._until_due(lease, delay, owing=owing)
             permits_before = limit.permits
             try:
@@ -104,12 +125,27 @@ class Keeper:
         waits: list[asyncio.Task[Any]] = [asyncio.create_task(lease.wake.wait())]
         if owing:
             waits.append(asyncio.create_task(lease.lane.until_lowered()))
+        due = monotonic() + delay
         try:
-            await asyncio.wait(waits, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            while (left := due - monotonic()) > 0:
+                done, _ = await asyncio.wait(
+                    waits, timeout=min(left, _DEAF_SECONDS), return_when=asyncio.FIRST_COMPLETED
+                )
+                if done or not self._hears():
+                    return
         finally:
             for wait in waits:
                 wait.cancel()
-        lease.wake.clear()
+            lease.wake.clear()
+
+    def _end(self, lease: HeldLease, verdict: lease_pb2.RenewLeaseResponse.Verdict.ValueType) -> None:
+        """End a lease. What stops one stops all of its run: no call that one drops makes room for one of another."""
+        lease.end(verdict)
+        if verdict == lease_pb2.RenewLeaseResponse.VERDICT_STOP:
+            run, epoch = lease.claims.run, lease.claims.epoch
+            for other in self._held:
+                if other.claims.run == run and other.claims.epoch <= epoch and not other.ended.is_set():
+                    other.end(verdict)
 
     async def _exchange(self, lease: HeldLease) -> None:
         async with lease.lane.hub_turn:
@@ -121,6 +157,7 @@ class Keeper:
                         attempt=lease.claims.attempt,
                         runner=self._runner,
                         permits_in_use=lease.lane.permits_in_use,
+                        permits_version=lease.lane.permits_version,
                     ),
                     timeout=RPC_SECONDS,
                 )
@@ -131,11 +168,10 @@ class Keeper:
                     return
                 raise Unavailable(error.message) from None
             if answer.verdict != lease_pb2.RenewLeaseResponse.VERDICT_GO_ON:
-                lease.end(answer.verdict)
-                return
-            lease.duration = answer.duration.ToTimedelta().total_seconds()
-            lease.expires = sent + lease.duration
+                self._end(lease, answer.verdict)
+            if answer.verdict != lease_pb2.RenewLeaseResponse.VERDICT_LOST:
+                lease.duration = answer.duration.ToTimedelta().total_seconds()
+                lease.expires = sent + lease.duration
+            # Starts what had to wait, too.
+            lease.lane.set_permits(answer.permits, answer.permits_version)
             self._hold(lease)
-            lease.lane.set_permits(answer.permits)
-        if lease.lapsed:
-            self._set_lapsed(lease, False)

@@ -3,28 +3,83 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any
 
+import structlog
+
 from services.common.models.limiter import AdaptiveLimit
+from services.runner import metrics
 from services.runner.harness.chat import Trial
+
+log = structlog.get_logger()
 
 Work = Callable[[Trial], Coroutine[Any, Any, None]]
 
+#: Before calls are called off what has come in already is dealt with, and a late renewal may be answered, seconds.
+_LAST_MOMENT_S = 0.1
+
+
+class CallLimit(AdaptiveLimit):
+    """A limit that knows whose calls are in flight. For slots that are taken and given back by the same task."""
+
+    __slots__ = ("_called_off", "_calling")
+
+    def __init__(self, permits: int) -> None:
+        super().__init__(permits)
+        self._calling: set[asyncio.Task[Any]] = set()
+        self._called_off: set[asyncio.Task[Any]] = set()
+
+    async def acquire(self) -> int:
+        ticket = await super().acquire()
+        task = asyncio.current_task()
+        assert task is not None
+        self._calling.add(task)
+        return ticket
+
+    def release(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calling.discard(task)
+        super().release()
+
+    def call_off(self) -> int:
+        """Cancel the tasks whose calls are in flight, and tell how many; they ask ``was_called_off``."""
+        for task in self._calling:
+            self._called_off.add(task)
+            task.cancel()
+        return len(self._calling)
+
+    def was_called_off(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a cancelled task was cancelled by ``call_off`` alone; then it may go on."""
+        if task not in self._called_off:
+            return False
+        self._called_off.discard(task)
+        return task.uncancel() == 0
+
 
 class ShardTrials:
-    """The trials of one shard that wait or are under way in a lane."""
+    """The trials of one shard that wait or are under way in a lane.
 
-    def __init__(self, shard: str, run: str, trials: list[Trial], work: Work) -> None:
+    :param may_start: asked before each trial is started: whether the shard's lease holds at this moment.
+    """
+
+    def __init__(
+        self, shard: str, run: str, trials: list[Trial], work: Work, may_start: Callable[[], bool]
+    ) -> None:
         self.shard = shard
         self.run = run
         self.work = work
+        self.may_start = may_start
         self.waiting = deque(trials)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.paused = False
         self.finished = 0
         """How many trials were worked off."""
+        self.closed = False
+        """Whether no trial is to be started any more, not even one that was called off."""
         self.done = asyncio.Event()
         self.failure: BaseException | None = None
         """The first thing that went wrong with the work itself."""
@@ -33,6 +88,7 @@ class ShardTrials:
 
     def drop_waiting(self) -> None:
         """Start no more; those under way go on."""
+        self.closed = True
         self.waiting.clear()
         if not self.tasks:
             self.done.set()
@@ -40,6 +96,7 @@ class ShardTrials:
     def fail(self, error: BaseException) -> None:
         """Something went wrong with the work itself: start no more."""
         self.failure = self.failure or error
+        self.closed = True
         self.waiting.clear()
 
     def left(self, task: asyncio.Task[None]) -> None:
@@ -72,13 +129,20 @@ class Lane:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.limit = AdaptiveLimit(0)
+        self.limit = CallLimit(0)
+        self.calls = metrics.calls_of(name)
         self.shards = 0
         """How many leases this lane works for."""
         self.hub_turn = asyncio.Lock()
         """Held during every exchange with the hub about permits, so that answers are applied in order."""
         self.unstored = 0
         """How many results have been made and not been acknowledged by the scorer."""
+        self.permits_version = 0
+        """Which number of permits is the newest that was heard of."""
+        # When the last lease ends, and when its calls end that go on without one.
+        self._until = math.inf
+        self._calls_end = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._by_run: OrderedDict[str, deque[ShardTrials]] = OrderedDict()
         # Started, and not run yet: they have not asked for a permit.
         self._fresh: set[asyncio.Task[None]] = set()
@@ -92,13 +156,52 @@ class Lane:
     @property
     def permits_in_use(self) -> int:
         """How many calls are in flight, or may be started without asking."""
-        return max(self.limit.permits, self.limit.in_flight)
+        return max(self.limit.permits if self.limit.holds else 0, self.limit.in_flight)
 
-    def set_permits(self, permits: int) -> None:
-        """Apply what the hub said."""
+    def set_permits(self, permits: int, version: int = 0) -> None:
+        """Apply what the hub said, unless it has said something else since.
+
+        :param version: which number this is; 0 where the hub does not say.
+        """
+        if version and version < self.permits_version:
+            return
+        self.permits_version = max(version, self.permits_version)
         self.limit.set_permits(permits)
         self._note_lowered()
         self.pump()
+
+    def hold_until(self, until: float, calls_end: float) -> None:
+        """Go on under a lease. When the last one has ended nothing is started, retries included.
+
+        :param until: when it ends; this and the next are of the monotonic clock, in seconds.
+        :param calls_end: when calls are called off that are still in flight then, unless there is another lease.
+        """
+        if math.isinf(self._until) or until > self._until:
+            self._until, self._calls_end = until, calls_end
+        self.limit.hold_until(self._until)
+        self.pump()
+        if self._timer is None:
+            self._time(self._end_calls, self._calls_end - monotonic())
+
+    def _time(self, then: Callable[[], None], seconds: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, seconds), then)
+
+    def _end_calls(self) -> None:
+        """Call off what is in flight without a lease: the hub gives its permits to others soon."""
+        self._timer = None
+        left = self._calls_end - monotonic()
+        if left <= 0:
+            self._time(self._call_off, _LAST_MOMENT_S)
+        elif self.shards or self.limit.in_flight:
+            self._time(self._end_calls, left)
+
+    def _call_off(self) -> None:
+        if monotonic() < self._calls_end:
+            self._end_calls()
+            return
+        self._timer = None
+        if dropped := self.limit.call_off():
+            log.warning("calls.off", model=self.name, calls=dropped)
 
     async def until_lowered(self) -> None:
         """Wait until no more calls are in flight than there are permits."""
@@ -109,14 +212,6 @@ class Lane:
     def add(self, shard: ShardTrials) -> None:
         """Take in the trials of a shard."""
         self._by_run.setdefault(shard.run, deque()).append(shard)
-        self.pump()
-
-    def set_paused(self, shard: str, *, paused: bool) -> None:
-        """Start no more trials of a shard, or go on with them; those under way go on."""
-        for shards in self._by_run.values():
-            for trials in shards:
-                if trials.shard == shard:
-                    trials.paused = paused
         self.pump()
 
     def stored(self, count: int) -> None:
@@ -148,6 +243,10 @@ class Lane:
         while shard is not None:
             try:
                 await shard.work(trial)
+            except asyncio.CancelledError:
+                if not self.limit.was_called_off(task):
+                    raise
+                self._put_back(shard, trial)
             except Exception as error:
                 shard.fail(error)
             else:
@@ -159,6 +258,15 @@ class Lane:
             if shard is not None:
                 trial = shard.waiting.popleft()
                 shard.tasks.add(task)
+
+    def _put_back(self, shard: ShardTrials, trial: Trial) -> None:
+        """A trial is made again when there is a lease again."""
+        if shard.closed:
+            return
+        shard.waiting.appendleft(trial)
+        shards = self._by_run.setdefault(shard.run, deque())
+        if shard not in shards:
+            shards.append(shard)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """A task found no room, or was cancelled with its shard."""
@@ -181,6 +289,6 @@ class Lane:
                 continue
             self._by_run.move_to_end(run)
             for shard in shards:
-                if shard.waiting and not shard.paused:
+                if shard.waiting and shard.may_start():
                     return shard
         return None

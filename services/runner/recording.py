@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -62,8 +62,10 @@ class RecordStream:
         """Offsets of the shard's trials that were stored before this lease."""
         # Whether anything was stored since the last connection: if not, the next try comes later.
         self._acknowledged = False
+        # Refused results that another one was sent for, which says so.
+        self._replaced: set[tuple[int, int]] = set()
         self.rejections: list[result_pb2.Rejection] = []
-        """Results that the scorer refused."""
+        """Results that the scorer refused, and would not take the refusal of instead."""
 
     @property
     def outstanding(self) -> int:
@@ -196,20 +198,41 @@ class RecordStream:
             answer: Any = await call.read()
             if answer is grpc.aio.EOF:
                 return
-            for rejection in answer.ack.rejections:
-                self.rejections.append(rejection)
-                log.error(
-                    "record.rejected",
-                    position=rejection.position,
-                    trial=rejection.trial,
-                    reason=rejection.reason,
-                )
             batch = self._unacknowledged.pop(answer.ack.sequence)
             self._changed.set()
-            self._on_stored(len(batch))
+            again = self._replacements(batch, answer.ack.rejections) if answer.ack.rejections else []
+            self._on_stored(len(batch) - len(again))
             self._acknowledged = True
+            for result in again:
+                self.add(result)
             if not self._pending and not self._unacknowledged:
                 self._idle.set()
+
+    def _replacements(
+        self, batch: Sequence[result_pb2.TrialResult], rejections: Iterable[result_pb2.Rejection]
+    ) -> list[result_pb2.TrialResult]:
+        """What is sent instead of refused results: that they were refused. Once for each."""
+        by_key = {(result.position, result.trial): result for result in batch}
+        again = []
+        for rejection in rejections:
+            key = (rejection.position, rejection.trial)
+            log.error("record.rejected", position=key[0], trial=key[1], reason=rejection.reason)
+            refused = by_key.get(key)
+            if refused is None or key in self._replaced:
+                self.rejections.append(rejection)
+                continue
+            self._replaced.add(key)
+            again.append(
+                result_pb2.TrialResult(
+                    position=refused.position,
+                    trial=refused.trial,
+                    case_id=refused.case_id,
+                    outcome=result_pb2.OUTCOME_HARNESS_ERROR,
+                    error=f"the scorer refused the result: {rejection.reason}"[:2000],
+                    calls=min(refused.calls, 10_000),
+                )
+            )
+        return again
 
 
 async def _end_of(call: _Call) -> BenchgenError:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 from benchgen.errors import InvalidInput
-from benchgen.eval.v1 import result_pb2_grpc
+from benchgen.eval.v1 import result_pb2, result_pb2_grpc
+from services.common import tracing
 from services.common.models.client import ModelClient
 from services.common.models.types import Fault
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
-from services.runner.harness.chat import ChatHarness, Payload, Trial
+from services.runner.harness.chat import ChatHarness, Payload, Trial, broken, said
 from services.runner.keeper import HeldLease
 from services.runner.lanes import ShardTrials
 from services.runner.patience import until_available
 from services.runner.recording import RecordStream, recording
 from services.runner.subjects import subject_of
+
+log = structlog.get_logger()
 
 
 class PermanentFault(Exception):
@@ -41,8 +46,11 @@ class ShardWork:
         self._objects = objects
         self._records = records
         spec = self._claims.spec
-        subject = subject_of(spec, secret, client, self._lane.limit)
+        subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note)
         self._harness = ChatHarness(subject, spec.generation, spec.seed)
+        # The trial whose call is traced, and the span that it belongs to: lanes work in contexts of their own.
+        self._sampled: Trial | None = None
+        self._trace = tracing.traceparent()
 
     async def run(self, stopping: asyncio.Event, grace: float) -> bool:
         """Work until every trial is stored, or the lease or the runner ends.
@@ -64,10 +72,15 @@ class ShardWork:
             trials = await until_available(lambda: self._trials(stream.held), wanted)
             if not wanted():
                 return not trials
+            # The scorer, too, takes the first that is not held.
+            self._sampled = trials[0] if trials and self._trace else None
             shard = ShardTrials(
-                self._claims.shard, self._claims.run, trials, lambda trial: self._execute(trial, stream)
+                self._claims.shard,
+                self._claims.run,
+                trials,
+                lambda trial: self._execute(trial, stream),
+                lambda: self._lease.holds,
             )
-            shard.paused = self._lease.lapsed
             self._lane.add(shard)
             try:
                 await self._watch(shard, carrier, stopping, grace)
@@ -121,14 +134,35 @@ class ShardWork:
         return trials
 
     async def _execute(self, trial: Trial, stream: RecordStream) -> None:
-        answer = await self._harness.run(trial)
+        """Work off one trial. What breaks on it ends this trial, and no other."""
+        try:
+            answer = await (
+                self._harness.run(trial) if trial is not self._sampled else self._traced_run(trial)
+            )
+        except Exception as error:
+            log.exception("trial.broke", shard=self._claims.shard, case=trial.case_id)
+            answer = broken(trial, said(error), calls=0), None
         if isinstance(answer, Fault):
             raise PermanentFault(answer.message)
         result, payload = answer
         if payload is not None:
-            await self._keep(payload)
+            try:
+                await self._keep(payload)
+            except Exception as error:
+                log.exception("payload.broke", shard=self._claims.shard, case=trial.case_id)
+                reason = f"the answer could not be stored: {said(error)}"
+                result = broken(trial, reason, calls=result.calls)
         self._lane.unstored += 1
         stream.add(result)
+
+    async def _traced_run(self, trial: Trial) -> tuple[result_pb2.TrialResult, Payload | None] | Fault:
+        case, number = trial.case_id, trial.trial
+        with tracing.span("model call", parent=self._trace, case=case, trial=number) as span:
+            answer = await self._harness.run(trial)
+            if span is not None and not isinstance(answer, Fault):
+                span.set_attribute("benchgen.outcome", result_pb2.Outcome.Name(answer[0].outcome))
+                span.set_attribute("benchgen.calls", answer[0].calls)
+            return answer
 
     async def _keep(self, payload: Payload) -> None:
         """Store what does not fit into a result; it was paid for, so the object store is waited for."""

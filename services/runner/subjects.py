@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import run_pb2
 from services.common.models.builtin import Builtin, is_builtin, parse_builtin
 from services.common.models.client import ModelClient
 from services.common.models.limiter import AdaptiveLimit
-from services.common.models.retry import Conversation, RetryPolicy, chat_with_retries
+from services.common.models.retry import CallRecord, Conversation, RetryPolicy, chat_with_retries
 from services.common.models.types import ChatRequest, Endpoint, Timeouts
 from services.runner.harness.chat import Subject, Trial
 
@@ -16,16 +18,24 @@ class EndpointSubject:
     """A model behind an OpenAI-compatible endpoint."""
 
     def __init__(
-        self, client: ModelClient, endpoint: Endpoint, policy: RetryPolicy, limit: AdaptiveLimit
+        self,
+        client: ModelClient,
+        endpoint: Endpoint,
+        policy: RetryPolicy,
+        limit: AdaptiveLimit,
+        on_try: Callable[[CallRecord], None] | None = None,
     ) -> None:
         self._client = client
         self._endpoint = endpoint
         self._policy = policy
         self._limit = limit
+        self._on_try = on_try
 
     async def ask(self, trial: Trial, request: ChatRequest) -> Conversation:
         """Call until there is an answer or a fault that does not pass; each try holds a permit."""
-        return await chat_with_retries(self._client, self._endpoint, request, self._policy, limit=self._limit)
+        return await chat_with_retries(
+            self._client, self._endpoint, request, self._policy, limit=self._limit, on_try=self._on_try
+        )
 
 
 class SimulatedSubject(EndpointSubject):
@@ -38,8 +48,9 @@ class SimulatedSubject(EndpointSubject):
         policy: RetryPolicy,
         limit: AdaptiveLimit,
         solutions_digest: str,
+        on_try: Callable[[CallRecord], None] | None = None,
     ) -> None:
-        super().__init__(client, endpoint, policy, limit)
+        super().__init__(client, endpoint, policy, limit, on_try)
         self._solutions_digest = solutions_digest
 
     async def ask(self, trial: Trial, request: ChatRequest) -> Conversation:
@@ -61,10 +72,17 @@ class BuiltinSubject:
         return Conversation(await self._builtin.chat(request), ())
 
 
-def subject_of(spec: run_pb2.RunSpec, secret: str, client: ModelClient, limit: AdaptiveLimit) -> Subject:
+def subject_of(
+    spec: run_pb2.RunSpec,
+    secret: str,
+    client: ModelClient,
+    limit: AdaptiveLimit,
+    on_try: Callable[[CallRecord], None] | None = None,
+) -> Subject:
     """Whoever answers for this specification.
 
-    :param secret: the key of the endpoint; empty when it needs none. For the simulator: this runner's credential.
+    :param secret: the key of the endpoint; empty when it needs none. For the simulator: the token for it.
+    :param on_try: learns of every call.
     :raises InvalidInput: nobody here can.
     """
     if spec.subject.WhichOneof("kind") != "model":
@@ -81,5 +99,5 @@ def subject_of(spec: run_pb2.RunSpec, secret: str, client: ModelClient, limit: A
     )
     policy = RetryPolicy(max_tries=spec.max_tries)
     if is_builtin(model.name):
-        return SimulatedSubject(client, endpoint, policy, limit, spec.solutions_digest)
-    return EndpointSubject(client, endpoint, policy, limit)
+        return SimulatedSubject(client, endpoint, policy, limit, spec.solutions_digest, on_try)
+    return EndpointSubject(client, endpoint, policy, limit, on_try)

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from time import monotonic
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
+from prometheus_client import Metric
 
-from benchgen.errors import BenchgenError, FailedPrecondition, NotFound, Unavailable
+from benchgen.errors import (
+    BenchgenError,
+    FailedPrecondition,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from benchgen.eval.v1 import event_pb2, lease_pb2, lease_pb2_grpc, result_pb2_grpc
 from benchgen.statuses import error_of
+from services.common import tracing
 from services.common.bus import Bus
 from services.common.models.builtin import is_builtin
 from services.common.models.client import ModelClient
+from services.common.models.replies import valid
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
+from services.runner import metrics
 from services.runner.keeper import RPC_SECONDS, HeldLease, Keeper
 from services.runner.lanes import Lane
 from services.runner.patience import until_available
@@ -33,6 +48,10 @@ _Reason = lease_pb2.ReleaseShardRequest
 _COURTESY_S = 0.01
 _PLENTY_S = 0.25
 _RING_WAIT_S = 5.0
+
+#: Between two tries to lease a shard while the hub is away.
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 2.0
 
 
 class Worker:
@@ -49,7 +68,7 @@ class Worker:
         inputs: CaseReader,
         objects: ObjectStore,
         *,
-        service_token: str,
+        simulator_token: str,
         shards: int,
         calls: int,
         stop_seconds: float,
@@ -65,10 +84,12 @@ class Worker:
         self._shards = shards
         self._calls = calls
         self._stop_seconds = stop_seconds
-        self._service_token = service_token
-        self._keeper = Keeper(leases, name)
+        self._simulator_token = simulator_token
+        self._keeper = Keeper(leases, name, lambda: bus.connected)
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # How long a lease holds, as the hub said last.
+        self._lease_seconds = 30.0
         self._ended = asyncio.Event()
 
     async def hear_renew(self, _: Msg) -> None:
@@ -78,12 +99,13 @@ class Worker:
     async def keep_known(self) -> None:
         """Tell the hub that this runner is there."""
         try:
-            await self._leases.KeepRunner(
+            answer = await self._leases.KeepRunner(
                 lease_pb2.KeepRunnerRequest(runner=self.name, shards=self._shards, calls=self._calls),
                 timeout=RPC_SECONDS,
             )
         except grpc.RpcError as failure:
             raise Unavailable(error_of(failure).message) from None
+        self._keeper.renew_stopped(answer.stopped_shards)
 
     async def pull(self) -> None:
         """Hear one ring and start on its shard."""
@@ -97,10 +119,20 @@ class Worker:
             while self._has_plenty() and monotonic() < until:
                 await self._process.sleep(_COURTESY_S)
         for ring in await self._bus.pull_rings(1, wait=_RING_WAIT_S):
-            shard = event_pb2.ShardQueued.FromString(ring.data).shard
-            task = asyncio.create_task(self._answer(ring, shard), name=f"shard {shard}")
+            try:
+                shard = event_pb2.ShardQueued.FromString(ring.data).shard
+            except DecodeError:
+                # Nobody can make anything of it, however often it comes again.
+                log.warning("ring.unreadable", data=ring.data[:100])
+                await self._bus.acknowledge(ring)
+                continue
+            task = asyncio.create_task(self._traced(ring, shard), name=f"shard {shard}")
             self._tasks.add(task)
             task.add_done_callback(self._task_ended)
+
+    async def measure(self) -> Sequence[Metric]:
+        """How it stands, for whoever asks for metrics."""
+        return metrics.measure(len(self._tasks), self._shards, self._lanes.values())
 
     def _has_plenty(self) -> bool:
         """Whether every model that this runner works for has trials waiting for some time to come."""
@@ -126,6 +158,11 @@ class Worker:
         except grpc.RpcError as failure:
             log.info("runner.goodbye_lost", error=error_of(failure).message)
 
+    async def _traced(self, ring: Msg, shard: str) -> None:
+        parent = (ring.headers or {}).get(tracing.HEADER, "")
+        with tracing.span("shard", parent=parent, shard=shard, runner=self.name):
+            await self._answer(ring, shard)
+
     async def _answer(self, ring: Msg, shard: str) -> None:
         """Lease a shard, acknowledge the ring, work."""
         try:
@@ -147,27 +184,31 @@ class Worker:
 
     async def _lease(self, shard: str) -> HeldLease:
         request = lease_pb2.LeaseShardRequest(request_id=str(uuid.uuid4()), shard=shard, runner=self.name)
-        sent = monotonic()
-        try:
-            answer = await self._leases.LeaseShard(request, timeout=RPC_SECONDS)
-        except grpc.RpcError as failure:
-            error = error_of(failure)
-            if not isinstance(error, Unavailable):
-                raise error from None
-            # The lease may have been given and the answer lost: the same request has the same answer.
-            await asyncio.sleep(0.2)
-            sent = monotonic()
+        sent = began = monotonic()
+        pause = _FIRST_PAUSE_S
+        while True:
             try:
                 answer = await self._leases.LeaseShard(request, timeout=RPC_SECONDS)
-            except grpc.RpcError as again:
-                raise error_of(again) from None
+                break
+            except grpc.RpcError as failure:
+                # The lease may have been given and the answer lost: the same request has the same answer, for as long
+                # as that lease may hold. Without it the shard would be nobody's until then.
+                error = error_of(failure)
+                tried = monotonic() - began
+                if not isinstance(error, Unavailable) or tried > self._lease_seconds:
+                    raise error from None
+                await self._process.sleep(pause)
+                if self._process.stopping.is_set():
+                    raise error from None
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            sent = monotonic()
         claims = lease_pb2.LeaseClaims.FromString(answer.lease.claims)
         # Permits belong to the model, whatever parameters a built-in one is given.
         name = claims.spec.subject.model.name.partition("?")[0]
         lane = self._lanes.setdefault(name, Lane(name))
         lane.shards += 1
-        lane.set_permits(answer.permits)
-        duration = answer.duration.ToTimedelta().total_seconds()
+        lane.set_permits(answer.permits, answer.permits_version)
+        duration = self._lease_seconds = answer.duration.ToTimedelta().total_seconds()
         return HeldLease(claims, answer.lease, lane, duration, sent + duration)
 
     async def _work(self, lease: HeldLease) -> None:
@@ -177,11 +218,13 @@ class Worker:
         complete = False
         async with self._keeper.kept(lease):
             try:
-                secret = await self._secret(lease)
-                work = ShardWork(lease, secret, self._client, self._inputs, self._objects, self._records)
+                work = await self._prepared(lease)
                 complete = await work.run(self._process.stopping, self._stop_seconds)
             except PermanentFault as fault:
                 reason, message = _Reason.REASON_PERMANENT, str(fault)
+            except (PermissionDenied, Unauthenticated) as error:
+                # Somebody has to set something right: the next runner would not fare better.
+                reason, message = _Reason.REASON_PERMANENT, error.message
             except BenchgenError as error:
                 message = error.message
             except asyncio.CancelledError:
@@ -207,6 +250,19 @@ class Worker:
             seconds=round(monotonic() - started, 3),
         )
 
+    async def _prepared(self, lease: HeldLease) -> ShardWork:
+        """Get ready to work.
+
+        :raises PermanentFault: the run cannot be worked on as it is set up.
+        """
+        try:
+            secret = await self._secret(lease)
+            return ShardWork(lease, secret, self._client, self._inputs, self._objects, self._records)
+        except LeaseLost:
+            raise
+        except (FailedPrecondition, InvalidInput, NotFound) as error:
+            raise PermanentFault(error.message) from error
+
     def _wanted(self, lease: HeldLease) -> bool:
         """Whether work on a shard should go on."""
         return not (self._process.stopping.is_set() or lease.ended.is_set())
@@ -215,7 +271,7 @@ class Worker:
         """What the model's endpoint wants to see; it lives here, in memory, and nowhere else."""
         model = lease.claims.spec.subject.model
         if is_builtin(model.name):
-            return self._service_token
+            return self._simulator_token
         if not model.has_secret:
             return ""
         request = lease_pb2.GetModelSecretRequest(lease=lease.signed)
@@ -237,6 +293,7 @@ class Worker:
                     attempt=lease.claims.attempt,
                     runner=self.name,
                     permits_in_use=lease.lane.permits_in_use,
+                    permits_version=lease.lane.permits_version,
                 )
                 try:
                     answer = await self._leases.CompleteShard(request, timeout=RPC_SECONDS)
@@ -246,7 +303,7 @@ class Worker:
                     if not isinstance(error, Unavailable):
                         return
                 else:
-                    lease.lane.set_permits(answer.permits)
+                    lease.lane.set_permits(answer.permits, answer.permits_version)
                     return
             await self._process.sleep(0.3)
             if self._process.stopping.is_set():
@@ -265,7 +322,8 @@ class Worker:
                     attempt=lease.claims.attempt,
                     runner=self.name,
                     reason=reason,
-                    message=message[:2000],
+                    # What is no valid text would keep the hub from hearing of it at all.
+                    message=valid(message)[:2000],
                 ),
                 timeout=RPC_SECONDS,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -16,11 +17,13 @@ from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.signing import Verifier
+from services.scorer import metrics
 from services.scorer.config import ScorerSettings
 from services.scorer.loading import Loader
 from services.scorer.predictions import PredictionStore
 from services.scorer.record_service import RecordService
 from services.scorer.recorder import Recorder
+from services.scorer.removal import Remover
 from services.scorer.reporting import Reporter
 from services.scorer.results_service import ResultService
 from services.scorer.verification import VersionVerifier
@@ -42,14 +45,15 @@ CALLERS = {
 
 async def serve(settings: ScorerSettings, process: Process) -> None:
     """Serve until told to stop."""
-    async with listening(settings) as port:
+    async with listening(settings, process) as port:
         process.ready = True
         log.info("scorer.ready", port=port)
         await process.stopping.wait()
+        await process.settled()
 
 
 @asynccontextmanager
-async def listening(settings: ScorerSettings) -> AsyncIterator[int]:
+async def listening(settings: ScorerSettings, process: Process | None = None) -> AsyncIterator[int]:
     """A scorer that answers; yields its port. Closes everything in the opposite order of opening it."""
     access = rpc.Access(
         settings, CALLERS, public=[_RESULTS], principals=Verifier(settings.principal_public_key)
@@ -60,6 +64,11 @@ async def listening(settings: ScorerSettings) -> AsyncIterator[int]:
             settings.postgres_dsn.get_secret_value(), MIGRATIONS, size=settings.postgres_connections
         ) as pool,
     ):
+        remover = Remover(pool, objects)
+        if process is not None:
+            process.measure(metrics.Measures(pool))
+            age = timedelta(seconds=settings.orphan_seconds)
+            process.loop("sweep", lambda: remover.sweep(age), every=settings.sweep_seconds)
         inputs, targets, solutions = (
             CaseReader(bucket, objects, settings.cache_dir)
             for bucket in (Bucket.INPUTS, Bucket.TARGETS, Bucket.SOLUTIONS)
@@ -75,6 +84,7 @@ async def listening(settings: ScorerSettings) -> AsyncIterator[int]:
                 objects=objects,
                 loader=Loader(recorder, solutions, predictions, threads),
                 reporter=Reporter(pool),
+                remover=remover,
                 verifier=VersionVerifier(targets, solutions, threads),
                 hub=Verifier(settings.lease_public_key),
                 scoring_threads=threads,

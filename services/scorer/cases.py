@@ -15,6 +15,10 @@ from services.common.parts import CaseReader
 from services.scorer.domain import Outcome
 from services.scorer.intake import clean
 
+#: On so many responses the patterns of one rule may take too long; then it judges none.
+_MOST_SLOW = 1000
+_GIVEN_UP = RuleScore(None, None, None, "", "rule_error: the pattern was too slow on earlier answers")
+
 
 @lru_cache(maxsize=64)
 def rules_of(scoring_json: str) -> tuple[CompiledRule, ...]:
@@ -38,26 +42,42 @@ class Target:
 
 
 class Judge:
-    """Scores responses to some cases of one version."""
+    """Scores responses to some cases of one version: those of a shard, or of a verification.
+
+    A rule whose patterns took too long on three of its responses judges no more of them, so that a pattern which is
+    slow on many keeps the scoring thread for a second a shard, and not for a minute.
+    """
 
     def __init__(self, rules: tuple[CompiledRule, ...], targets: dict[int, Target]) -> None:
         self.rules = rules
         self.primary = primary_of(rules)
         self._targets = targets
+        self._slow = [0] * len(rules)
 
     def target(self, position: int) -> Target | None:
         """The target of a case; None when the case is not among those that were asked for."""
         return self._targets.get(position)
 
     def score(self, position: int, outcome: Outcome, response: str) -> tuple[RuleScore, ...]:
-        """One score per rule; none for an outcome that is not the model's doing."""
+        """One score per rule; none for an outcome that is not the model's doing.
+
+        :param response: is judged as it is stored, without what a database has no place for.
+        """
         if not outcome.final:
             return ()
-        by_rule = self._targets[position].by_rule
+        response = clean(response)
         return tuple(
-            rule.score(response, target, choices)
-            for rule, (target, choices) in zip(self.rules, by_rule, strict=True)
+            self._judged(place, response, target, choices)
+            for place, (target, choices) in enumerate(self._targets[position].by_rule)
         )
+
+    def _judged(self, place: int, response: str, target: Any, choices: Sequence[str] | None) -> RuleScore:
+        if self._slow[place] >= _MOST_SLOW:
+            return _GIVEN_UP
+        score = self.rules[place].score(response, target, choices)
+        if score.error is not None and score.too_slow:
+            self._slow[place] += 1
+        return score
 
 
 async def judge_of(

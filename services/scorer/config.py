@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 
-from services.common.config import Address, ObjectSettings, ProcessSettings, RpcSettings
+from services.common.config import Address, ObjectSettings, ProcessSettings, PublicKey, RpcSettings
 
 
 class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings):
@@ -16,8 +16,12 @@ class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings):
     postgres_dsn: SecretStr
     cache_dir: Path | None = None
     """Where parts of environments are kept on disk; in memory only when not set."""
-    lease_public_key: str
+    lease_public_key: PublicKey
     """The hub's Ed25519 public key, base64: what makes a lease a lease."""
-    principal_public_key: str
+    principal_public_key: PublicKey
     """The gateway's Ed25519 public key, base64: what makes a principal a principal."""
     postgres_connections: int = 8
+    orphan_seconds: float = Field(default=86_400.0, ge=60)
+    """Objects that nothing names are removed when they are older than this."""
+    sweep_seconds: float = Field(default=3_600.0, gt=0)
+    """How often they are looked for."""

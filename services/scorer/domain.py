@@ -63,6 +63,9 @@ class Record:
     started_at: datetime | None = None
     calls: int = 0
     cost_picousd: int | None = None
+    known_picousd: int = 0
+    """What those calls cost whose cost is known, when that of others is not."""
+    calls_of_unknown_cost: int = 0
     failed_calls: list[dict[str, Any]] = field(default_factory=list)
     payload_digest: str | None = None
     payload_bytes: int | None = None
@@ -149,7 +152,6 @@ class Totals:
         for call in record.failed_calls:
             self.input_tokens += call.get("input_tokens") or 0
             self.output_tokens += call.get("output_tokens") or 0
-        if record.cost_picousd is not None:
-            self.cost_picousd += record.cost_picousd
-        elif record.calls:
-            self.calls_of_unknown_cost += record.calls
+        known = record.known_picousd if record.cost_picousd is None else record.cost_picousd
+        self.cost_picousd += known
+        self.calls_of_unknown_cost += record.calls_of_unknown_cost

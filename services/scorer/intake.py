@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2
@@ -23,7 +23,18 @@ _MAX_NAME = 200
 _MAX_TOKENS = 2**31 - 1
 _MAX_COST = 2**63 - 1
 _MAX_MILLISECONDS = 1e10
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+#: A sha256 as the contracts write it.
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class _Spend(NamedTuple):
+    """What calls cost: the sum of what is known, and how many calls it is not known of."""
+
+    known_picousd: int
+    unknown: int
+
+
+_NO_USAGE = Usage()
 
 
 class Intake:
@@ -63,6 +74,7 @@ class Intake:
         payload = result.payload if result.HasField("payload") else None
         if payload is not None:
             check_payload(payload)
+        spend = self._spend(usage, result)
         return Record(
             position=result.position,
             trial=result.trial,
@@ -85,33 +97,33 @@ class Intake:
             ),
             started_at=_moment(result),
             calls=result.calls,
-            cost_picousd=self._cost(outcome, usage, result),
+            cost_picousd=None if spend.unknown or not result.calls else spend.known_picousd,
+            known_picousd=spend.known_picousd,
+            calls_of_unknown_cost=spend.unknown,
             failed_calls=[_failed_call(call) for call in result.failed_calls],
             payload_digest=payload.digest if payload else None,
             payload_bytes=payload.size_bytes if payload else None,
         )
 
-    def _cost(
-        self, outcome: Outcome, usage: result_pb2.Usage | None, result: result_pb2.TrialResult
-    ) -> int | None:
-        """What all calls of a result cost. A call that failed costs what its provider reports, else nothing."""
+    def _spend(self, usage: result_pb2.Usage | None, result: result_pb2.TrialResult) -> _Spend:
+        """What the calls of a result cost, call by call. A call of which nothing is said has an unknown cost."""
         if not result.calls:
-            return None
-        total = 0
-        if outcome.final or usage is not None:
-            last = cost_picousd(_usage(usage), self._prices)
-            if last is None:
-                return None
-            total += last
+            return _Spend(0, 0)
+        costs = [self._cost(usage, result.no_cost)]
         for call in result.failed_calls:
-            if call.HasField("usage"):
-                cost = cost_picousd(_usage(call.usage), self._prices)
-                if cost is None:
-                    return None
-                total += cost
-        if total > _MAX_COST:
+            costs.append(self._cost(call.usage if call.HasField("usage") else None, call.no_cost))
+        known = sum(cost for cost in costs if cost is not None)
+        if known > _MAX_COST:
             raise InvalidInput("usage: so many tokens cannot be")
-        return total
+        unknown = costs.count(None) + max(0, result.calls - len(costs))
+        return _Spend(known, min(unknown, result.calls))
+
+    def _cost(self, usage: result_pb2.Usage | None, no_cost: bool) -> int | None:
+        """What one call cost: what its tokens do, where they are reported; None when that is unknown."""
+        tokens = _usage(usage)
+        if no_cost and tokens == _NO_USAGE:
+            return 0
+        return cost_picousd(tokens, self._prices)
 
 
 def prices_of(model: model_pb2.Model) -> Prices:
@@ -144,7 +156,7 @@ def _bounded(text: str, field: str) -> str:
 
 
 def _digest(text: str, field: str) -> bytes:
-    if not _DIGEST.fullmatch(text):
+    if not DIGEST.fullmatch(text):
         raise InvalidInput(f"{field}: expected a sha256, 64 lower-case hex digits, found {text[:80]!r}")
     return bytes.fromhex(text)
 
@@ -192,4 +204,5 @@ def _failed_call(call: result_pb2.FailedCall) -> dict[str, Any]:
         "wait_ms": _time(call.wait_ms, "failed_calls.wait_ms"),
         "input_tokens": _tokens(usage, "input_tokens"),
         "output_tokens": _tokens(usage, "output_tokens"),
+        "no_cost": call.no_cost,
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 from benchgen.errors import InvalidInput
-from benchgen.eval.v1 import lease_pb2
+from benchgen.eval.v1 import lease_pb2, run_pb2
 from benchgen.scoring.cost import Usage, cost_picousd
 from services.common.parts import CaseReader
 from services.scorer.cases import Judge
@@ -15,9 +15,16 @@ from services.scorer.domain import Outcome, Record, ScoredRecord, TrialKey
 from services.scorer.intake import MAX_RESPONSE, Intake, clean, prices_of
 from services.scorer.predictions import Prediction, PredictionStore
 from services.scorer.recorder import Recorder
+from services.scorer.turns import in_turns
 
 ORACLE = "builtin/oracle"
 EMPTY = "builtin/empty"
+SIMULATED = "builtin/simulated"
+
+
+def answers_from_solutions(spec: run_pb2.RunSpec) -> bool:
+    """Whether the answers of a run are the reference solutions, or made from them."""
+    return spec.simulated or spec.subject.model.name.partition("?")[0] in (ORACLE, SIMULATED)
 
 
 class Loader:
@@ -54,10 +61,9 @@ class Loader:
                 found += 1
                 if offset not in held:
                     wanted[TrialKey(position, trial)] = answer
-        if wanted:
-            batch = await asyncio.get_running_loop().run_in_executor(
-                self._threads, _scored, claims, judge, wanted
-            )
+        # Stored as they are scored: whoever loads the shard again goes on from there.
+        score = partial(_scored, claims, judge)
+        async for batch in in_turns(self._threads, score, list(wanted.items())):
             await self._recorder.store(claims.run, batch)
         return found
 
@@ -82,14 +88,9 @@ class Loader:
 
 
 def _scored(
-    claims: lease_pb2.LeaseClaims, judge: Judge, answers: Mapping[TrialKey, Prediction]
-) -> list[ScoredRecord]:
-    return [_scored_one(claims, judge, key, answer) for key, answer in answers.items()]
-
-
-def _scored_one(
-    claims: lease_pb2.LeaseClaims, judge: Judge, key: TrialKey, answer: Prediction
+    claims: lease_pb2.LeaseClaims, judge: Judge, answered: tuple[TrialKey, Prediction]
 ) -> ScoredRecord:
+    key, answer = answered
     target = judge.target(key.position)
     assert target is not None
     outcome = Outcome.OK if answer.response.strip() else Outcome.EMPTY

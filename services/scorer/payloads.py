@@ -11,10 +11,18 @@ from benchgen.eval.v1 import result_pb2
 from services.common.objects import Bucket, ObjectStore
 from services.scorer.intake import check_payload
 
+#: Where they are.
+FOLDER = "responses/"
+
 
 def payload_key(digest: str) -> str:
     """Where a payload is, within its bucket."""
-    return f"responses/{digest}.json"
+    return f"{FOLDER}{digest}.json"
+
+
+def digest_of(key: str) -> str:
+    """What a payload's key was made from."""
+    return key.removeprefix(FOLDER).removesuffix(".json")
 
 
 async def whole_response(objects: ObjectStore, payload: result_pb2.PayloadRef) -> str:

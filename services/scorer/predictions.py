@@ -1,7 +1,8 @@
 """Files of recorded answers: checked line by line, then stored in parts that a shard can read alone.
 
 A file is JSON lines ``{case_id, trial?, response, usage?, latency_ms?}``. Its parts have the boundaries of the
-environment's own parts, so a shard reads one or two of them whatever the size of the file.
+environment's own parts, so a shard reads one or two of them whatever the size of the file. A part begins with the
+sha256 of its own name and content: what is read is what was stored there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import BinaryIO
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchgen.errors import InvalidInput, NotFound
+from benchgen.errors import InvalidInput, NotFound, Unavailable
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader, Index
 from services.scorer.domain import TrialKey
+from services.scorer.intake import DIGEST
 
 MAX_BYTES = 4 * 1024**3
 MAX_LINE = 16 * 1024 * 1024
@@ -55,6 +57,11 @@ class Prediction:
     latency_ms: float | None = None
 
 
+def folder_of(targets_digest: str, digest: str) -> str:
+    """Where the parts of a file are."""
+    return f"{targets_digest}/{digest}/"
+
+
 class PredictionStore:
     """Takes files in and gives answers out."""
 
@@ -65,8 +72,10 @@ class PredictionStore:
     async def accept(self, targets_digest: str, chunks: AsyncIterator[bytes]) -> tuple[str, int]:
         """Check and store a file; returns its digest and how many answers it has.
 
-        :raises InvalidInput: lines that cannot be used, all at once as far as 20.
+        :raises InvalidInput: lines that cannot be used, all at once as far as 20; or the digest is none.
         """
+        if not DIGEST.fullmatch(targets_digest):
+            raise InvalidInput("targets_digest: expected the one of a version, 64 lower-case hex digits")
         index = await self._targets.index(targets_digest)
         positions = await self._positions(targets_digest, index)
         with tempfile.TemporaryFile() as file:
@@ -83,7 +92,8 @@ class PredictionStore:
             name = digest.hexdigest()
             for part in index.parts:
                 data = await asyncio.to_thread(rows.between, file, part.first, part.first + part.count)
-                await self._objects.put(Bucket.PAYLOADS, _key(targets_digest, name, part.first), data)
+                key = _key(targets_digest, name, part.first)
+                await self._objects.put(Bucket.PREDICTIONS, key, b"\n".join([_checksum(key, data), data]))
         return name, len(rows)
 
     async def _positions(self, targets_digest: str, index: Index) -> dict[str, int]:
@@ -99,17 +109,21 @@ class PredictionStore:
         """The answers to some cases; those without any are left out.
 
         :raises InvalidInput: there are no such predictions for this environment.
+        :raises Unavailable: the store cannot be reached, or what came back is damaged.
         """
         index = await self._targets.index(targets_digest)
         wanted = set(positions)
         found: dict[TrialKey, Prediction] = {}
         for first in sorted({index.part_of(position).first for position in positions}):
+            key = _key(targets_digest, digest, first)
             try:
-                data = await self._objects.get(Bucket.PAYLOADS, _key(targets_digest, digest, first))
+                checksum, _, data = (await self._objects.get(Bucket.PREDICTIONS, key)).partition(b"\n")
             except NotFound:
                 raise InvalidInput(
                     f"predictions {digest[:12]} were not uploaded for this version of the environment"
                 ) from None
+            if checksum != _checksum(key, data):
+                raise Unavailable(f"predictions {key}: what was stored does not have its digest")
             for line in data.splitlines():
                 position, trial, *answer = orjson.loads(line)
                 if position in wanted:
@@ -231,4 +245,8 @@ def _parse(raw: bytes) -> _Line:
 
 def _key(targets_digest: str, digest: str, first: int) -> str:
     # By environment, so that nobody reads the answers to the cases of another one.
-    return f"predictions/{targets_digest}/{digest}/{first}.jsonl"
+    return f"{folder_of(targets_digest, digest)}{first}.jsonl"
+
+
+def _checksum(key: str, data: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\n" + data).hexdigest().encode()

@@ -2,13 +2,35 @@
 INSERT INTO runs (run_id, spec) VALUES ($1, $2) ON CONFLICT DO NOTHING;
 
 -- name: insert_progress
-INSERT INTO run_progress (run_id, epoch) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+-- Nothing for a run that was removed; its row is locked until that is certain.
+INSERT INTO run_progress (run_id, epoch)
+SELECT run_id, $2 FROM runs WHERE run_id = $1 AND removed_at IS NULL FOR SHARE
+ON CONFLICT DO NOTHING;
 
 -- name: insert_scoring
-INSERT INTO scorings (run_id, scoring, digest, rules) VALUES ($1, 0, $2, $3) ON CONFLICT DO NOTHING;
+INSERT INTO scorings (run_id, scoring, digest, rules)
+SELECT run_id, 0, $2, $3 FROM runs WHERE run_id = $1 AND removed_at IS NULL
+ON CONFLICT DO NOTHING;
 
 -- name: get_standing
 SELECT epoch, sealed_at IS NOT NULL AS sealed FROM run_progress WHERE run_id = $1;
+
+-- name: unseal
+-- The hub gave a lease in an epoch after that of the seal: the run was resumed.
+UPDATE run_progress SET epoch = $2, sealed_at = NULL WHERE run_id = $1 AND epoch < $2 AND sealed_at IS NOT NULL;
+
+-- name: find_incomplete
+-- Of these stretches of trials those with fewer final results than they have trials, counted from 0.
+SELECT r.place - 1 AS place
+FROM unnest($2::int[], $3::int[], $4::int[], $5::int[], $6::int[]) WITH ORDINALITY
+     AS r (first_position, first_trial, last_position, last_trial, trials, place)
+WHERE r.trials > (
+    SELECT count(*) FROM results
+    WHERE run_id = $1 AND outcome <= 5
+      AND (position, trial) >= (r.first_position, r.first_trial)
+      AND (position, trial) <= (r.last_position, r.last_trial)
+)
+ORDER BY r.place;
 
 -- name: held_trials
 -- Final results among a shard's trials.
@@ -131,7 +153,7 @@ INSERT INTO reports (run_id, number, report) VALUES ($1, $2, $3) ON CONFLICT DO 
 SELECT report FROM reports WHERE run_id = $1 ORDER BY number DESC LIMIT 1;
 
 -- name: get_spec
-SELECT spec FROM runs WHERE run_id = $1;
+SELECT spec FROM runs WHERE run_id = $1 AND removed_at IS NULL;
 
 -- name: outcome_counts
 SELECT outcome, count(*) AS n FROM results WHERE run_id = $1 GROUP BY outcome;
@@ -155,16 +177,18 @@ WITH earlier AS (
 SELECT count(*) FILTER (WHERE called) AS called, count(*) FILTER (WHERE called AND known) AS known FROM trials;
 
 -- name: rule_statistics
--- Per rule: sufficient statistics over questions, each the mean of its trials.
+-- Per rule: sufficient statistics over questions, each the mean of its trials. Added up in one order, which the index
+-- gives anyway: the last digits of a sum depend on it, and a report must not depend on who came first.
 WITH questions AS (
-    SELECT rule, position, avg(value) AS mean, sum(value) AS score_sum, count(*) AS trials,
+    SELECT rule, position, avg(value ORDER BY trial) AS mean, sum(value ORDER BY trial) AS score_sum, count(*) AS trials,
            bool_and(value IN (0, 1)) AS binary_valued,
            count(*) FILTER (WHERE passed) AS passed, count(*) FILTER (WHERE NOT passed) AS failed
     FROM scores WHERE run_id = $1 AND scoring = $2 AND trial >= 0 AND value IS NOT NULL
     GROUP BY rule, position
 )
-SELECT rule, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum(trials) AS trials,
-       sum(score_sum) AS score_sum,
+SELECT rule, count(*) AS n, sum(mean ORDER BY position) AS total,
+       sum(mean * mean ORDER BY position) AS squares, sum(trials) AS trials,
+       sum(score_sum ORDER BY position) AS score_sum,
        bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
        sum(failed) AS failed
 FROM questions GROUP BY rule ORDER BY rule;
@@ -181,28 +205,30 @@ WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL;
 -- name: cluster_statistics
 -- Per rule: what the clustered standard error needs, over the clusters that the environment names.
 WITH questions AS (
-    SELECT s.rule, s.position, min(r.cluster) AS cluster, avg(s.value) AS mean
+    SELECT s.rule, s.position, min(r.cluster) AS cluster, avg(s.value ORDER BY s.trial) AS mean
     FROM scores s JOIN results r USING (run_id, position, trial)
     WHERE s.run_id = $1 AND s.scoring = $2 AND s.trial >= 0 AND s.value IS NOT NULL AND r.cluster IS NOT NULL
     GROUP BY s.rule, s.position
 ), clusters AS (
-    SELECT rule, cluster, count(*) AS n, sum(mean) AS total FROM questions GROUP BY rule, cluster
+    SELECT rule, cluster, count(*) AS n, sum(mean ORDER BY position) AS total FROM questions GROUP BY rule, cluster
 )
-SELECT rule, count(*) AS clusters, sum(n) AS n, sum(total * total) AS total_squares, sum(n * total) AS n_totals,
+SELECT rule, count(*) AS clusters, sum(n) AS n, sum(total * total ORDER BY cluster) AS total_squares,
+       sum(n * total ORDER BY cluster) AS n_totals,
        sum(n * n) AS n_squares
 FROM clusters GROUP BY rule;
 
 -- name: slice_statistics
 -- The primary rule by the values of the fields that the environment names.
 WITH questions AS (
-    SELECT e.key AS field, e.value AS value, s.position, avg(s.value) AS mean, count(*) AS trials,
+    SELECT e.key AS field, e.value AS value, s.position, avg(s.value ORDER BY s.trial) AS mean, count(*) AS trials,
            bool_and(s.value IN (0, 1)) AS binary_valued, count(*) FILTER (WHERE s.passed) AS passed,
            count(*) FILTER (WHERE NOT s.passed) AS failed
     FROM scores s JOIN results r USING (run_id, position, trial), jsonb_each_text(r.slices) e
     WHERE s.run_id = $1 AND s.scoring = $2 AND s.rule = $3 AND s.trial >= 0 AND s.value IS NOT NULL
     GROUP BY e.key, e.value, s.position
 )
-SELECT field, value, count(*) AS n, sum(mean) AS total, sum(mean * mean) AS squares, sum(trials) AS trials,
+SELECT field, value, count(*) AS n, sum(mean ORDER BY position) AS total,
+       sum(mean * mean ORDER BY position) AS squares, sum(trials) AS trials,
        bool_and(binary_valued) AS binary_valued, sum(passed) AS passed,
        sum(failed) AS failed
 FROM questions GROUP BY field, value ORDER BY field, value;
@@ -213,8 +239,20 @@ SET LOCAL enable_bitmapscan = off;
 
 -- name: list_results
 SELECT * FROM results
-WHERE run_id = $1 AND (position, trial) > ($2::int, $3::int) AND ($5::text IS NULL OR case_id = $5)
+WHERE run_id = $1 AND (position, trial) > ($2::int, $3::int)
 ORDER BY position, trial LIMIT $4;
+
+-- name: list_case
+-- All trials of a case, of which there are at most 1,000, are found first: through the index of cases, since nothing
+-- else is asked of them.
+WITH found AS MATERIALIZED (SELECT position, trial FROM results WHERE run_id = $1 AND case_id = $5),
+page AS MATERIALIZED (
+    SELECT position, trial FROM found WHERE (position, trial) > ($2::int, $3::int)
+    ORDER BY position, trial LIMIT $4
+)
+SELECT r.* FROM page CROSS JOIN LATERAL (
+    SELECT * FROM results WHERE run_id = $1 AND position = page.position AND trial = page.trial OFFSET 0
+) r ORDER BY r.position, r.trial;
 
 -- name: list_failed
 -- The page is chosen first, through an index; then its results are looked up one by one. OFFSET 0 keeps the planner
@@ -269,3 +307,36 @@ FROM unnest($3::int[], $4::int[]) AS k (position, trial) CROSS JOIN LATERAL (
     OFFSET 0
 ) s
 ORDER BY s.position, s.trial, s.rule;
+
+-- name: try_claim_removal
+SELECT pg_try_advisory_xact_lock(hashtextextended('removal:' || $1, 0));
+
+-- name: mark_removed
+INSERT INTO runs (run_id, spec, removed_at) VALUES ($1, '', now())
+ON CONFLICT (run_id) DO UPDATE SET spec = '', removed_at = coalesce(runs.removed_at, now());
+
+-- name: remove_progress
+-- Waits for batches under way; those that come later find nothing to add to, and are refused.
+DELETE FROM run_progress WHERE run_id = $1;
+
+-- name: remove_scorings
+DELETE FROM scorings WHERE run_id = $1;
+
+-- name: remove_reports
+DELETE FROM reports WHERE run_id = $1;
+
+-- name: remove_results
+DELETE FROM results WHERE ctid = ANY (ARRAY(SELECT ctid FROM results WHERE run_id = $1 LIMIT $2))
+RETURNING payload_digest;
+
+-- name: remove_attempts
+DELETE FROM attempts WHERE ctid = ANY (ARRAY(SELECT ctid FROM attempts WHERE run_id = $1 LIMIT $2))
+RETURNING 1;
+
+-- name: remove_scores
+DELETE FROM scores WHERE ctid = ANY (ARRAY(SELECT ctid FROM scores WHERE run_id = $1 LIMIT $2))
+RETURNING 1;
+
+-- name: payloads_in_use
+SELECT digest FROM unnest($1::text[]) AS u (digest)
+WHERE EXISTS (SELECT FROM results WHERE payload_digest = u.digest);

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from datetime import UTC
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -13,10 +15,11 @@ import grpc
 
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import environment_pb2, lease_pb2, result_pb2, result_pb2_grpc, run_pb2
+from services.common import tracing
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.signing import Verifier
-from services.scorer import reporting, store, verification
+from services.scorer import metrics, reporting, store, verification
 from services.scorer.cases import Judge, judge_of
 from services.scorer.domain import ScoredRecord
 from services.scorer.intake import Intake
@@ -24,8 +27,11 @@ from services.scorer.leases import open_lease
 from services.scorer.loading import Loader
 from services.scorer.payloads import whole_response
 from services.scorer.recorder import Recorder
+from services.scorer.removal import Remover
+from services.scorer.turns import in_turns
 
 _MAX_RESULTS = 256
+_MAX_RANGES = 1000
 #: One result may be larger: it cannot be sent in two.
 _MAX_BYTES = 1024 * 1024 + 1024
 
@@ -50,6 +56,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         objects: ObjectStore,
         loader: Loader,
         reporter: reporting.Reporter,
+        remover: Remover,
         verifier: verification.VersionVerifier,
         hub: Verifier,
         scoring_threads: Executor,
@@ -60,6 +67,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         self._objects = objects
         self._loader = loader
         self._reporter = reporter
+        self._remover = remover
         self._verifier = verifier
         self._hub = hub
         self._threads = scoring_threads
@@ -74,10 +82,16 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         intake = Intake(claims)
         judge, held = await asyncio.gather(self._judge(claims), self._held(claims, intake))
         yield result_pb2.RecordResultsResponse(held=result_pb2.HeldTrials(offsets=held))
+        sampled = _sampled(claims, held)
         async for request in requests:
             if request.WhichOneof("part") != "batch":
                 raise InvalidInput("after the first message only batches are expected")
-            rejections = await self._record(claims, intake, judge, request.batch)
+            batch = request.batch
+            traced = sampled is not None and any(
+                intake.offset(result.position, result.trial) == sampled for result in batch.results
+            )
+            with tracing.span("record batch", when=traced, results=len(batch.results)):
+                rejections = await self._record(claims, intake, judge, batch, traced=traced)
             yield result_pb2.RecordResultsResponse(
                 ack=result_pb2.BatchAck(sequence=request.batch.sequence, rejections=rejections)
             )
@@ -102,6 +116,8 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         intake: Intake,
         judge: Judge,
         batch: result_pb2.ResultBatch,
+        *,
+        traced: bool,
     ) -> list[result_pb2.Rejection]:
         """Store one batch. A bad result is refused alone."""
         results = batch.results
@@ -109,18 +125,21 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
             raise InvalidInput(f"a batch has 1 to {_MAX_RESULTS} results, this one has {len(results)}")
         if len(results) > 1 and batch.ByteSize() > _MAX_BYTES:
             raise InvalidInput(f"a batch has at most {_MAX_BYTES} bytes, this one has {batch.ByteSize()}")
-        judged = await self._judged(intake, judge, [r for r in results if not r.HasField("payload")])
+        with tracing.span("score", when=traced):
+            judged = await self._judged(intake, judge, [r for r in results if not r.HasField("payload")])
         for result in results:
             # One at a time: an answer can be a hundred times as long as what is kept of it.
             if result.HasField("payload"):
                 try:
                     whole = await whole_response(self._objects, result.payload)
                 except InvalidInput as error:
-                    judged.refuse(result, error)
+                    judged.add(_refused(result, error))
                 else:
-                    judged.add(await self._judged(intake, judge, [result], whole))
+                    judged.join(await self._judged(intake, judge, [result], whole))
         if judged.scored:
-            await self._recorder.store(claims.run, judged.scored)
+            with tracing.span("store", when=traced):
+                await self._recorder.store(claims.run, judged.scored)
+        metrics.REJECTIONS.inc(len(judged.rejections))
         return judged.rejections
 
     async def _judged(
@@ -131,9 +150,11 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         whole: str | None = None,
     ) -> _Judged:
         # Off the event loop: a slow pattern must not keep heartbeats and acknowledgements waiting.
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, _judge, intake, judge, results, whole
-        )
+        judged = _Judged()
+        async for turn in in_turns(self._threads, partial(_judge, intake, judge, whole), results):
+            for item in turn:
+                judged.add(item)
+        return judged
 
     async def LoadShard(  # noqa: N802
         self, request: result_pb2.LoadShardRequest, context: Context
@@ -187,10 +208,56 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
             }
         )
 
+    async def FindMissing(  # noqa: N802
+        self, request: result_pb2.FindMissingRequest, context: Context
+    ) -> result_pb2.FindMissingResponse:
+        if len(request.ranges) > _MAX_RANGES:
+            raise InvalidInput(f"at most {_MAX_RANGES} ranges at once")
+        ranges = [
+            (r.first_position, r.first_trial, r.last_position, r.last_trial, r.count) for r in request.ranges
+        ]
+        if not ranges:
+            return result_pb2.FindMissingResponse()
+        async with self._pool.acquire() as connection:
+            incomplete = await store.find_incomplete(connection, request.run, ranges)
+        return result_pb2.FindMissingResponse(incomplete=incomplete)
+
+    async def DeleteResults(  # noqa: N802
+        self, request: result_pb2.DeleteResultsRequest, context: Context
+    ) -> result_pb2.DeleteResultsResponse:
+        done = await self._remover.remove(request.run, request.end_time.ToDatetime(UTC))
+        return result_pb2.DeleteResultsResponse(done=done)
+
+    async def ListPredictions(  # noqa: N802
+        self, request: result_pb2.ListPredictionsRequest, context: Context
+    ) -> result_pb2.ListPredictionsResponse:
+        found, token = await self._remover.predictions(
+            request.written_before.ToDatetime(UTC), request.page_token
+        )
+        stored = [result_pb2.StoredPredictions(targets_digest=t, digest=d) for t, d in found]
+        return result_pb2.ListPredictionsResponse(predictions=stored, next_page_token=token)
+
+    async def DeletePredictions(  # noqa: N802
+        self, request: result_pb2.DeletePredictionsRequest, context: Context
+    ) -> result_pb2.DeletePredictionsResponse:
+        stored = request.predictions
+        await self._remover.remove_predictions(
+            stored.targets_digest, stored.digest, request.written_before.ToDatetime(UTC)
+        )
+        return result_pb2.DeletePredictionsResponse()
+
     async def VerifyVersion(  # noqa: N802
         self, request: result_pb2.VerifyVersionRequest, context: Context
     ) -> environment_pb2.Verification:
         return await self._verifier.verify(request)
+
+
+def _sampled(claims: lease_pb2.LeaseClaims, held: Sequence[int]) -> int | None:
+    """The trial of a shard whose way is traced, the first that is not held: the runner takes the same."""
+    if not tracing.traceparent():
+        return None
+    known = frozenset(held)
+    return next((offset for offset in range(claims.count) if offset not in known), None)
 
 
 @dataclass(slots=True)
@@ -200,34 +267,35 @@ class _Judged:
     scored: list[ScoredRecord] = field(default_factory=list)
     rejections: list[result_pb2.Rejection] = field(default_factory=list)
 
-    def add(self, other: _Judged) -> None:
+    def add(self, item: ScoredRecord | result_pb2.Rejection) -> None:
+        if isinstance(item, ScoredRecord):
+            self.scored.append(item)
+        else:
+            self.rejections.append(item)
+
+    def join(self, other: _Judged) -> None:
         self.scored += other.scored
         self.rejections += other.rejections
 
-    def refuse(self, result: result_pb2.TrialResult, error: InvalidInput) -> None:
-        self.rejections.append(
-            result_pb2.Rejection(position=result.position, trial=result.trial, reason=error.message)
-        )
-
 
 def _judge(
-    intake: Intake, judge: Judge, results: Sequence[result_pb2.TrialResult], whole: str | None
-) -> _Judged:
-    """Check results and score them.
+    intake: Intake, judge: Judge, whole: str | None, result: result_pb2.TrialResult
+) -> ScoredRecord | result_pb2.Rejection:
+    """Check a result and score it.
 
     :param whole: the answer to score, where it does not fit into its result.
     """
-    judged = _Judged()
-    for result in results:
-        try:
-            record = intake.record(result)
-            target = judge.target(record.position)
-            if target is None or target.case_id != record.case_id:
-                raise InvalidInput(f"case_id: there is no case {record.case_id!r} at {record.position}")
-        except InvalidInput as error:
-            judged.refuse(result, error)
-            continue
-        record.cluster, record.slices = target.cluster, target.slices
-        scores = judge.score(record.position, record.outcome, record.response if whole is None else whole)
-        judged.scored.append(ScoredRecord(record, scores, judge.primary))
-    return judged
+    try:
+        record = intake.record(result)
+        target = judge.target(record.position)
+        if target is None or target.case_id != record.case_id:
+            raise InvalidInput(f"case_id: there is no case {record.case_id!r} at {record.position}")
+    except InvalidInput as error:
+        return _refused(result, error)
+    record.cluster, record.slices = target.cluster, target.slices
+    scores = judge.score(record.position, record.outcome, record.response if whole is None else whole)
+    return ScoredRecord(record, scores, judge.primary)
+
+
+def _refused(result: result_pb2.TrialResult, error: InvalidInput) -> result_pb2.Rejection:
+    return result_pb2.Rejection(position=result.position, trial=result.trial, reason=error.message)

@@ -18,6 +18,7 @@ from services.common.paging import Page, next_token
 from services.common.parts import CaseReader
 from services.scorer import store
 from services.scorer.cases import primary_of, rules_of
+from services.scorer.loading import answers_from_solutions
 from services.scorer.predictions import PredictionStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,6 +30,9 @@ _PAGE_BYTES = 8 * 1024 * 1024
 #: Characters of answers that are read for a page at most, and rows that are read at once.
 _PAGE_CHARACTERS = 4 * 1024 * 1024
 _READ_AHEAD = 64
+
+#: What a key without the scope `answers` reads where a rule failed: the reason often quotes the target.
+_HIDDEN_ERROR = "rule_error: the reason is shown to keys with the scope `answers`"
 
 _TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
 
@@ -57,13 +61,17 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
             scores = await _scores_of(connection, request.run, rows, [rule.name for rule in rules])
         positions = [row["position"] for row in rows]
         inputs = await self._inputs.rows(spec.inputs_digest, positions)
+        may_see = auth.has_scope(Scope.ANSWERS)
         targets: list[dict[str, Any] | None] = [None] * len(rows)
-        if auth.has_scope(Scope.ANSWERS):
+        if may_see:
             targets = list(await self._targets.rows(spec.targets_digest, positions))
+        made_of_solutions = answers_from_solutions(spec)
         answer = result_pb2.ListResultsResponse()
         size = 0
         for row, asked, target in zip(rows, inputs, targets, strict=True):
             result = _result(row, asked, target, scores[row["position"], row["trial"]])
+            if not may_see:
+                _hide_answers(result, made_of_solutions=made_of_solutions)
             size += result.ByteSize()
             if size > _PAGE_BYTES and answer.results:
                 more = True
@@ -132,7 +140,9 @@ def _query_of(request: result_pb2.ListResultsRequest, primary: int) -> tuple[str
         raise InvalidInput("case_id and filter: expected one of them, found both")
     match request.filter:
         case Filter.FILTER_UNSPECIFIED:
-            return store.SQL["list_results"], (request.case_id or None,)
+            if request.case_id:
+                return store.SQL["list_case"], (request.case_id,)
+            return store.SQL["list_results"], ()
         case Filter.FILTER_FAILED:
             name = "list_failed"
         case Filter.FILTER_PASSED:
@@ -202,6 +212,23 @@ def _result(
     return result
 
 
+def _hide_answers(result: result_pb2.Result, *, made_of_solutions: bool) -> None:
+    """Take out what tells the expected answer.
+
+    Explanations and errors of rules are made of it. So is everything that a subject says which answers from the
+    reference solutions, its wrong answers included.
+    """
+    for score in result.scores:
+        score.ClearField("explanation")
+        if score.error:
+            score.error = _HIDDEN_ERROR
+        if made_of_solutions:
+            score.ClearField("answer")
+    if made_of_solutions:
+        for field in ("response", "reasoning", "payload"):
+            result.ClearField(field)
+
+
 def _failed_call(call: dict[str, Any]) -> result_pb2.FailedCall:
     return result_pb2.FailedCall(
         http_status=call["http_status"],
@@ -209,6 +236,7 @@ def _failed_call(call: dict[str, Any]) -> result_pb2.FailedCall:
         latency_ms=call["latency_ms"],
         wait_ms=call["wait_ms"],
         usage=_usage(call),
+        no_cost=call.get("no_cost", False),
     )
 
 

@@ -46,15 +46,29 @@ async def register(connection: Connection, facts: RunFacts, *, epoch: int) -> No
 
 
 async def check_open(connection: Connection, facts: RunFacts, *, epoch: int) -> None:
-    """Make sure that the run is known and that results of this epoch are wanted.
+    """Make sure that the run is known and that results of this epoch are wanted; a later one than the seal's unseals.
 
-    :raises LeaseLost: the run was sealed, or a later epoch began.
+    :raises LeaseLost: the run was sealed or removed, or a later epoch began.
     """
     row = await connection.fetchrow(SQL["get_standing"], facts.run_id)
     if row is None:
         await register(connection, facts, epoch=epoch)
-    elif row["sealed"] or row["epoch"] > epoch:
+        row = await connection.fetchrow(SQL["get_standing"], facts.run_id)
+    elif row["sealed"] and row["epoch"] < epoch:
+        await connection.execute(SQL["unseal"], facts.run_id, epoch)
+        row = await connection.fetchrow(SQL["get_standing"], facts.run_id)
+    if row is None:
+        raise LeaseLost(f"run {facts.run_id} was removed")
+    if row["sealed"] or row["epoch"] > epoch:
         raise LeaseLost(f"run {facts.run_id} takes no more results of epoch {epoch}")
+
+
+async def find_incomplete(
+    connection: Connection, run_id: str, ranges: Sequence[tuple[int, int, int, int, int]]
+) -> list[int]:
+    """The places of the ranges (first and last position and trial, how many trials) that miss final results."""
+    columns = [list(column) for column in zip(*ranges, strict=True)]
+    return [row["place"] for row in await connection.fetch(SQL["find_incomplete"], run_id, *columns)]
 
 
 async def held_trials(connection: Connection, run_id: str, first: int, last: int) -> set[TrialKey]:
@@ -63,8 +77,8 @@ async def held_trials(connection: Connection, run_id: str, first: int, last: int
     return {TrialKey(row["position"], row["trial"]) for row in rows}
 
 
-async def store_batch(connection: Connection, run_id: str, batch: Sequence[ScoredRecord]) -> None:
-    """Store results with their scores and add them to the run's progress, all or nothing.
+async def store_batch(connection: Connection, run_id: str, batch: Sequence[ScoredRecord]) -> Totals:
+    """Store results with their scores and add them to the run's progress, all or nothing; returns what that added.
 
     :raises LeaseLost: the run was sealed meanwhile.
     """
@@ -81,10 +95,11 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
     except asyncpg.PostgresError as error:
         if error.sqlstate != _DOES_NOT_FIT:
             raise
-        await _store_step_by_step(connection, run_id, ordered)
+        return await _store_step_by_step(connection, run_id, ordered)
+    return totals
 
 
-async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequence[ScoredRecord]) -> None:
+async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequence[ScoredRecord]) -> Totals:
     """The same for a batch of which something is held already."""
     async with connection.transaction():
         inserted = await _insert(connection, run_id, ordered)
@@ -104,6 +119,7 @@ async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequ
         await connection.execute(SQL["insert_scores"], run_id, _score_rows(standing))
         if await connection.fetchval(SQL["add_progress"], run_id, *_added(totals)) is None:
             raise _sealed(run_id)
+    return totals
 
 
 def _sealed(run_id: str) -> LeaseLost:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
+from functools import partial
 
 from benchgen.eval.v1 import environment_pb2, result_pb2
+from benchgen.scoring.rules import RuleScore
 from services.common.parts import CaseReader
 from services.scorer.cases import Judge, judge_of
 from services.scorer.domain import Outcome
+from services.scorer.turns import in_turns
 
 #: Above so many cases a seeded sample of this size is scored.
 MAX_CASES = 1000
@@ -39,9 +42,30 @@ class VersionVerifier:
         return _verdict(request, len(positions), oracle, empty)
 
     async def _mean(self, judge: Judge, positions: Sequence[int], answers: Sequence[str]) -> _Mean:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, _mean_score, judge, positions, answers
-        )
+        total = 0.0
+        failed = passed = ""
+        scores = in_turns(self._threads, partial(_scored, judge), list(zip(positions, answers, strict=True)))
+        async with aclosing(scores):
+            async for turn in scores:
+                for position, score in turn:
+                    target = judge.target(position)
+                    assert target is not None
+                    case = f"case {target.case_id!r}"
+                    if score.value is None:
+                        return _Mean(None, f"{case}: {score.error}")
+                    total += score.value
+                    if score.value < 1 and not failed:
+                        failed = f"{case}: {score.explanation or f'scored {score.value:g}'}"
+                    if score.value > 0 and not passed:
+                        passed = f"{case} accepts it"
+        return _Mean(total / len(positions), failed or passed)
+
+
+def _scored(judge: Judge, answered: tuple[int, str]) -> tuple[int, RuleScore]:
+    """What the primary rule says."""
+    position, answer = answered
+    outcome = Outcome.OK if answer.strip() else Outcome.EMPTY
+    return position, judge.score(position, outcome, answer)[judge.primary]
 
 
 class _Mean:
@@ -50,24 +74,6 @@ class _Mean:
     def __init__(self, value: float | None, example: str) -> None:
         self.value = value
         self.example = example
-
-
-def _mean_score(judge: Judge, positions: Sequence[int], answers: Sequence[str]) -> _Mean:
-    total = 0.0
-    failed = passed = ""
-    for position, answer in zip(positions, answers, strict=True):
-        outcome = Outcome.OK if answer.strip() else Outcome.EMPTY
-        score = judge.score(position, outcome, answer)[judge.primary]
-        target = judge.target(position)
-        assert target is not None
-        if score.value is None:
-            return _Mean(None, f"case {target.case_id!r}: {score.error}")
-        total += score.value
-        if score.value < 1 and not failed:
-            failed = f"case {target.case_id!r}: {score.explanation or f'scored {score.value:g}'}"
-        if score.value > 0 and not passed:
-            passed = f"case {target.case_id!r} accepts it"
-    return _Mean(total / len(positions), failed or passed)
 
 
 def _verdict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -26,7 +28,7 @@ from nats.js.api import StorageType, StreamConfig
 from services.local import credentials
 from services.local.children import ProcessRecord, end_stale, record_of
 from services.local.errors import LocalStackError
-from services.local.ports import Ports, is_free
+from services.local.ports import Ports, free_port, is_free
 from services.local.servers.nats import NatsServer
 from services.local.servers.postgres import PostgresServer
 from services.local.servers.seaweed import BUCKETS, PORT_NAMES, RIGHTS, SeaweedServer
@@ -146,6 +148,14 @@ def test_root_without_namespaces_is_told_what_to_do(tmp_path: Path, monkeypatch:
         server.prepare()
 
 
+def test_a_folder_may_be_written_in_any_letters(tmp_path: Path) -> None:
+    folder = tmp_path / "José's data \u2603"
+    folder.mkdir()
+    server = NatsServer(folder / "nats", free_port(), "secret")
+    with running(server, folder):
+        assert server.answers()
+
+
 async def test_nats_keeps_a_stream_and_refuses_strangers(nats_server: NatsServer) -> None:
     connection = await nats.connect(nats_server.url)
     jetstream = connection.jetstream()
@@ -166,7 +176,7 @@ def test_a_runner_reads_inputs_and_writes_payloads_and_nothing_else(object_store
     for bucket in ("bundles", "targets", "solutions", "payloads"):
         with denied():
             get(object_store, "runner", bucket)
-    for bucket in ("bundles", "inputs", "targets", "solutions"):
+    for bucket in ("bundles", "inputs", "targets", "solutions", "predictions"):
         with denied():
             put(object_store, "runner", bucket, "y")
         with denied():
@@ -241,6 +251,14 @@ def test_credentials_are_made_once(tmp_path: Path) -> None:
     path = tmp_path / "secrets.json"
     first = credentials.load_or_create(path)
     assert credentials.load_or_create(path) == first
+    # One of them is newer than some directories.
+    known = json.loads(path.read_text())
+    del known["simulator_token"]
+    path.write_text(json.dumps(known))
+    later = credentials.load_or_create(path)
+    assert replace(later, simulator_token=first.simulator_token) == first
+    assert len(later.simulator_token) > 30
+    assert credentials.load_or_create(path) == later
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert first.api_key.startswith("bg_")
     assert len(first.api_key) == 43

@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import socket
 import ssl
+import tracemalloc
+import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -50,23 +52,21 @@ async def test_a_good_reply_and_what_was_sent() -> None:
         return web.Response(body=ANSWER, content_type="application/json", headers={"X-Request-Id": "r-7"})
 
     async with http_server(answer) as url, ModelClient() as client:
-        endpoint = Endpoint(
-            url + "/",
-            "m",
-            api_key=KEY,
-            headers={"X-Org": "ours"},
-            max_tokens_field="max_completion_tokens",
-            dropped_params=frozenset({"temperature"}),
-        )
+        endpoint = Endpoint(url + "/", "m", api_key=KEY)
         request = ChatRequest(QUESTION.messages, QUESTION.params, {"x-benchgen-case": "5"})
         reply = await client.chat(endpoint, request)
     assert isinstance(reply, Reply)
     assert (reply.text, reply.model, reply.request_id, reply.usage) == ("42", "m-1", "r-7", Usage(9, 1))
     assert 0 < reply.first_byte_ms <= reply.latency_ms < 5_000
     body, headers = seen[0]
-    assert orjson.loads(body) == {"model": "m", "messages": QUESTION.messages, "max_completion_tokens": 16}
+    assert orjson.loads(body) == {
+        "model": "m",
+        "messages": QUESTION.messages,
+        "temperature": 0,
+        "max_tokens": 16,
+    }
     assert headers["Authorization"] == f"Bearer {KEY}"
-    assert (headers["X-Org"], headers["x-benchgen-case"]) == ("ours", "5")
+    assert headers["x-benchgen-case"] == "5"
 
 
 async def test_extra_headers_stay_with_their_request() -> None:
@@ -112,8 +112,25 @@ async def test_a_reply_that_is_too_large(compressed: bool) -> None:
     answer = says(gzip.compress(body), headers={"Content-Encoding": "gzip"}) if compressed else says(body)
     async with http_server(answer) as url:
         fault = await fault_of(url, max_body_bytes=100_000)
-    assert (fault.kind, fault.retryable) == (FaultKind.TOO_LARGE, False)
+    assert (fault.kind, fault.retryable, fault.no_cost) == (FaultKind.TOO_LARGE, False, False)
     assert "100000 bytes" in fault.message
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_reply_that_unpacks_to_a_gigabyte_takes_no_memory(status: int) -> None:
+    """Whatever was asked for, a server may pack its reply: only so much of it is unpacked at a time."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    blank = bytes(1 << 20)
+    bomb = b"".join([packer.compress(blank) for _ in range(1 << 10)] + [packer.flush()])
+    async with http_server(says(bomb, status, headers={"Content-Encoding": "gzip"})) as url:
+        tracemalloc.start()
+        try:
+            fault = await fault_of(url, max_body_bytes=1 << 20)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert fault.kind is (FaultKind.TOO_LARGE if status == 200 else FaultKind.SERVER_ERROR)
+    assert peak < 16 << 20
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -147,6 +164,7 @@ async def test_bodies_that_are_no_completion(
     async with http_server(says(body, content_type=content_type)) as url:
         fault = await fault_of(url)
     assert (fault.kind, fault.retryable, fault.status) == (FaultKind.BAD_REPLY, retryable, 200)
+    assert not fault.no_cost
     assert words in fault.message
 
 
@@ -176,7 +194,8 @@ async def test_an_error_is_in_the_providers_words_without_the_key() -> None:
 async def test_connections_that_break(data: bytes, kind: FaultKind) -> None:
     async with raw_server(writes(data)) as url:
         fault = await fault_of(url)
-    assert (fault.kind, fault.retryable) == (kind, True)
+    # It was sent: what became of it there, and what it cost, nobody knows.
+    assert (fault.kind, fault.retryable, fault.no_cost) == (kind, True, False)
     assert fault.message
 
 
@@ -185,11 +204,12 @@ async def test_nobody_listens() -> None:
         held.bind(("127.0.0.1", 0))
         fault = await fault_of(f"http://127.0.0.1:{held.getsockname()[1]}/v1")
     assert (fault.kind, fault.retryable, fault.permanent_for_run) == (FaultKind.CONNECT, True, False)
+    assert fault.no_cost
 
 
 async def test_a_name_that_does_not_exist() -> None:
     fault = await fault_of("http://nowhere.invalid/v1")
-    assert (fault.kind, fault.retryable) == (FaultKind.DNS, True)
+    assert (fault.kind, fault.retryable, fault.no_cost) == (FaultKind.DNS, True, True)
     assert "nowhere.invalid" in fault.message
 
 
@@ -207,7 +227,7 @@ async def test_no_connection_in_time() -> None:
         finally:
             for one in held:
                 one.close()
-    assert (fault.kind, fault.congestion) == (FaultKind.CONNECT_TIMEOUT, True)
+    assert (fault.kind, fault.congestion, fault.no_cost) == (FaultKind.CONNECT_TIMEOUT, True, True)
     assert 250 < fault.latency_ms < 3_000
 
 
@@ -226,7 +246,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"
 async def test_answers_that_do_not_come_in_time(data: bytes, timeouts: Timeouts, kind: FaultKind) -> None:
     async with raw_server(writes(data, then_wait_s=1.5)) as url:
         fault = await fault_of(url, timeouts)
-    assert (fault.kind, fault.retryable, fault.congestion) == (kind, True, True)
+    assert (fault.kind, fault.retryable, fault.congestion, fault.no_cost) == (kind, True, True, False)
     assert fault.latency_ms < 1_000
 
 
@@ -284,6 +304,7 @@ async def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
     async with http_server(says(ANSWER), certificate(tmp_path)) as url:
         fault = await fault_of(url)
     assert (fault.kind, fault.retryable, fault.permanent_for_run) == (FaultKind.TLS, False, True)
+    assert fault.no_cost
 
 
 async def test_tls_asked_of_a_server_without(tmp_path: Path) -> None:

@@ -42,14 +42,37 @@ async def test_every_try_is_recorded() -> None:
         ended = await chat_with_retries(client, Endpoint(url, "m"), QUESTION, QUICK, on_try=seen.append)
         seconds = time.monotonic() - begin
     assert isinstance(ended.result, Reply)
-    assert [(call.number, call.status, call.kind, call.congestion) for call in ended.calls] == [
-        (1, 500, FaultKind.SERVER_ERROR, False),
+    assert [(call.number, call.status, call.kind, call.no_cost) for call in ended.calls] == [
+        (1, 500, FaultKind.SERVER_ERROR, True),
         (2, 429, FaultKind.RATE_LIMITED, True),
         (3, 200, None, False),
     ]
     assert seen == list(ended.calls)
     assert [call.usage.input for call in ended.calls] == [None, None, 9]
     assert seconds >= 0.08
+
+
+async def test_a_conversation_begins_when_its_first_call_is_sent() -> None:
+    limit = AdaptiveLimit(1)
+    await limit.acquire()
+    async with http_server(in_turn(says(b"{}", 500), says(ANSWER))) as url, ModelClient() as client:
+        work = asyncio.create_task(
+            chat_with_retries(client, Endpoint(url, "m"), QUESTION, QUICK, limit=limit)
+        )
+        await asyncio.sleep(0.1)
+        before = time.time_ns()
+        limit.release()
+        ended = await work
+    assert before <= ended.began_ns <= time.time_ns() - int(ended.calls[1].latency_ms * 1e6)
+
+
+async def test_what_a_reply_that_is_none_has_cost_is_recorded() -> None:
+    body = orjson.dumps({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 1}})
+    async with http_server(in_turn(says(body), says(ANSWER))) as url, ModelClient() as client:
+        ended = await chat_with_retries(client, Endpoint(url, "m"), QUESTION, QUICK)
+    assert [(call.usage.input, call.usage.output, call.no_cost) for call in ended.calls] == [
+        (9, 1, False)
+    ] * 2
 
 
 async def test_tries_end() -> None:

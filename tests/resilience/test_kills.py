@@ -1,4 +1,4 @@
-"""Any process of the stack is killed in the middle of a run: the final table is that of a clean run."""
+"""A process of the local stack is killed in the middle of a run, and its supervisor starts another."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def clean(short_leases: LocalStack) -> Table:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize(
-    "victim", ["hub", "scorer", "gateway", "runner-1", "runner-2", "simulator", "nats", "postgres", "seaweed"]
-)
+@pytest.mark.parametrize("victim", ["hub", "scorer", "gateway", "runner-1", "simulator", "postgres"])
 def test_a_killed_process_changes_nothing(short_leases: LocalStack, clean: Table, victim: str) -> None:
     with Client(short_leases.grpc, short_leases.api_key) as client:
         run = client.run("instruction-basics", model=SUBJECT, trials=TRIALS, seed=7)

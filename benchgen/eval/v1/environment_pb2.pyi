@@ -170,7 +170,9 @@ class EnvironmentVersion(_message.Message):
     scoring_digest: _builtins.str
     """sha256 of `scoring_json`, lower-case hex."""
     scoring_json: _builtins.str
-    """The scoring rules as canonical JSON, a list of rule specifications."""
+    """The scoring rules as canonical JSON, a list of rule specifications. They can hold answers, word for word: empty
+    without the scope `answers`.
+    """
     materialiser: _builtins.str
     """The version of the materialiser that made the data."""
     cases: _builtins.int
@@ -188,7 +190,7 @@ class EnvironmentVersion(_message.Message):
     yanked: _builtins.bool
     """Whether the version is hidden."""
     manifest_yaml: _builtins.str
-    """The environment.yaml of the bundle, as it was uploaded."""
+    """The environment.yaml of the bundle, as it was uploaded; empty without the scope `answers`, like `scoring_json`."""
     split: _builtins.str
     """`train`, `validation`, `test` or what else the bundle says; rows of `test` stay out of training exports."""
     @_builtins.property
@@ -340,7 +342,9 @@ class Verification(_message.Message):
     empty_mean: _builtins.float
     """The mean of the primary rule over empty answers, 0 to 1."""
     message: _builtins.str
-    """Why the version is unverified, or what failed."""
+    """Why the version is unverified, or what failed. The latter is said by example, so only to callers with the scope
+    `publish` or `answers`.
+    """
     def __init__(
         self,
         *,
@@ -382,7 +386,7 @@ class Problem(_message.Message):
     field: _builtins.str
     """The field, such as `dataset.file`; empty when none applies."""
     message: _builtins.str
-    """What was expected and what was found."""
+    """What was expected and what was found, for callers with the scope `publish` or `answers`: it can quote the dataset."""
     def __init__(
         self,
         *,

@@ -192,8 +192,13 @@ class LeaseShardResponse(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     PERMITS_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
+    PERMITS_VERSION_FIELD_NUMBER: _builtins.int
     permits: _builtins.int
     """How many calls this runner may have in flight for this model, over all its leases."""
+    permits_version: _builtins.int
+    """Which number of permits this is: of two answers about the same model the one with the higher version is the newer
+    one, in whatever order they arrive.
+    """
     @_builtins.property
     def lease(self) -> Global___SignedLease:
         """The lease."""
@@ -213,10 +218,11 @@ class LeaseShardResponse(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         permits: _builtins.int = ...,
         grant: Global___Grant | None = ...,
+        permits_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "grant", b"grant", "lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "grant", b"grant", "lease", b"lease", "permits", b"permits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "grant", b"grant", "lease", b"lease", "permits", b"permits", "permits_version", b"permits_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +240,7 @@ class RenewLeaseRequest(_message.Message):
     PERMITS_IN_USE_FIELD_NUMBER: _builtins.int
     SPENT_PICOUSD_FIELD_NUMBER: _builtins.int
     SPENT_TOKENS_FIELD_NUMBER: _builtins.int
+    PERMITS_VERSION_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard's id."""
     attempt: _builtins.int
@@ -248,6 +255,10 @@ class RenewLeaseRequest(_message.Message):
     """What the lease has cost so far, in 1e-12 US dollars, where known."""
     spent_tokens: _builtins.int
     """Tokens used so far."""
+    permits_version: _builtins.int
+    """The newest version of permits that the runner has heard of for this model: what it says it has in use counts when
+    that is the latest there is. 0: not stated.
+    """
     def __init__(
         self,
         *,
@@ -257,10 +268,11 @@ class RenewLeaseRequest(_message.Message):
         permits_in_use: _builtins.int = ...,
         spent_picousd: _builtins.int = ...,
         spent_tokens: _builtins.int = ...,
+        permits_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "runner", b"runner", "shard", b"shard", "spent_picousd", b"spent_picousd", "spent_tokens", b"spent_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "permits_version", b"permits_version", "runner", b"runner", "shard", b"shard", "spent_picousd", b"spent_picousd", "spent_tokens", b"spent_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,7 +295,9 @@ class RenewLeaseResponse(_message.Message):
         VERDICT_GO_ON: RenewLeaseResponse._Verdict.ValueType  # 1
         """Go on."""
         VERDICT_STOP: RenewLeaseResponse._Verdict.ValueType  # 2
-        """The run was cancelled or paused: start no call, drop those in flight, store what came back, release."""
+        """The run was cancelled or paused: start no call, drop those in flight, store what came back, release. The lease
+        can be kept until that is done.
+        """
         VERDICT_LOST: RenewLeaseResponse._Verdict.ValueType  # 3
         """Somebody else has the shard: stop at once."""
 
@@ -295,7 +309,9 @@ class RenewLeaseResponse(_message.Message):
     VERDICT_GO_ON: RenewLeaseResponse.Verdict.ValueType  # 1
     """Go on."""
     VERDICT_STOP: RenewLeaseResponse.Verdict.ValueType  # 2
-    """The run was cancelled or paused: start no call, drop those in flight, store what came back, release."""
+    """The run was cancelled or paused: start no call, drop those in flight, store what came back, release. The lease
+    can be kept until that is done.
+    """
     VERDICT_LOST: RenewLeaseResponse.Verdict.ValueType  # 3
     """Somebody else has the shard: stop at once."""
 
@@ -303,12 +319,15 @@ class RenewLeaseResponse(_message.Message):
     DURATION_FIELD_NUMBER: _builtins.int
     PERMITS_FIELD_NUMBER: _builtins.int
     GRANT_FIELD_NUMBER: _builtins.int
+    PERMITS_VERSION_FIELD_NUMBER: _builtins.int
     verdict: Global___RenewLeaseResponse.Verdict.ValueType
     """Whether to go on, and if not, how to stop."""
     permits: _builtins.int
     """How many calls this runner may have in flight for this model. When lower than what is in use: start none, and
     renew again as soon as it is reached.
     """
+    permits_version: _builtins.int
+    """As in LeaseShardResponse."""
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long the lease holds, from the moment the request was sent."""
@@ -324,10 +343,11 @@ class RenewLeaseResponse(_message.Message):
         duration: _duration_pb2.Duration | None = ...,
         permits: _builtins.int = ...,
         grant: Global___Grant | None = ...,
+        permits_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "grant", b"grant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "grant", b"grant", "permits", b"permits", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "grant", b"grant", "permits", b"permits", "permits_version", b"permits_version", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -343,6 +363,7 @@ class CompleteShardRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     RUNNER_FIELD_NUMBER: _builtins.int
     PERMITS_IN_USE_FIELD_NUMBER: _builtins.int
+    PERMITS_VERSION_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard's id."""
     attempt: _builtins.int
@@ -351,6 +372,8 @@ class CompleteShardRequest(_message.Message):
     """The runner's id."""
     permits_in_use: _builtins.int
     """How many permits the runner still uses for this model."""
+    permits_version: _builtins.int
+    """As in RenewLeaseRequest."""
     def __init__(
         self,
         *,
@@ -358,10 +381,11 @@ class CompleteShardRequest(_message.Message):
         attempt: _builtins.int = ...,
         runner: _builtins.str = ...,
         permits_in_use: _builtins.int = ...,
+        permits_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "runner", b"runner", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "permits_version", b"permits_version", "runner", b"runner", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,16 +398,20 @@ class CompleteShardResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PERMITS_FIELD_NUMBER: _builtins.int
+    PERMITS_VERSION_FIELD_NUMBER: _builtins.int
     permits: _builtins.int
     """How many calls this runner may still have in flight for this model."""
+    permits_version: _builtins.int
+    """As in LeaseShardResponse."""
     def __init__(
         self,
         *,
         permits: _builtins.int = ...,
+        permits_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permits", b"permits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permits", b"permits", "permits_version", b"permits_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -554,18 +582,24 @@ class KeepRunnerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     INTERVAL_FIELD_NUMBER: _builtins.int
+    STOPPED_SHARDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """Say it again within this time."""
+
+    @_builtins.property
+    def stopped_shards(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Shards that the runner holds and whose run does not go on: renew them now, in case the ring that said so was lost."""
 
     def __init__(
         self,
         *,
         interval: _duration_pb2.Duration | None = ...,
+        stopped_shards: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "stopped_shards", b"stopped_shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

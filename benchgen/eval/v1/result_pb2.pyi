@@ -142,6 +142,7 @@ class FailedCall(_message.Message):
     LATENCY_MS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
+    NO_COST_FIELD_NUMBER: _builtins.int
     http_status: _builtins.int
     """HTTP status; 0 when there was none."""
     error: _builtins.str
@@ -150,6 +151,10 @@ class FailedCall(_message.Message):
     """From sending to the failure, milliseconds."""
     wait_ms: _builtins.float
     """How long the runner waited before the next try, milliseconds."""
+    no_cost: _builtins.bool
+    """Whether it cost nothing for certain: it was never sent, or refused with an error status. What another call without
+    usage cost is unknown.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens, where reported: a failed call can cost money."""
@@ -162,10 +167,11 @@ class FailedCall(_message.Message):
         latency_ms: _builtins.float = ...,
         usage: Global___Usage | None = ...,
         wait_ms: _builtins.float = ...,
+        no_cost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "http_status", b"http_status", "latency_ms", b"latency_ms", "usage", b"usage", "wait_ms", b"wait_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "http_status", b"http_status", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "usage", b"usage", "wait_ms", b"wait_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +226,7 @@ class TrialResult(_message.Message):
     PAYLOAD_FIELD_NUMBER: _builtins.int
     REPORTED_MODEL_FIELD_NUMBER: _builtins.int
     INPUT_DIGEST_FIELD_NUMBER: _builtins.int
+    NO_COST_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The case's position in the dataset."""
     trial: _builtins.int
@@ -246,6 +253,8 @@ class TrialResult(_message.Message):
     """The model's name as the endpoint reports it."""
     input_digest: _builtins.str
     """sha256 of the rendered messages that were sent."""
+    no_cost: _builtins.bool
+    """Whether the last call cost nothing for certain; as for a failed call."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens of the last call."""
@@ -282,10 +291,11 @@ class TrialResult(_message.Message):
         payload: Global___PayloadRef | None = ...,
         reported_model: _builtins.str = ...,
         input_digest: _builtins.str = ...,
+        no_cost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "outcome", b"outcome", "payload", b"payload", "position", b"position", "reasoning", b"reasoning", "reported_model", b"reported_model", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "reasoning", b"reasoning", "reported_model", b"reported_model", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_byte_ms: _TypeAlias = _typing.Literal["first_byte_ms"]  # noqa: Y015
     _WhichOneofArgType__first_byte_ms: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms"]  # noqa: Y015
@@ -673,6 +683,277 @@ class GetProgressResponse(_message.Message):
 Global___GetProgressResponse: _TypeAlias = GetProgressResponse  # noqa: Y015
 
 @_typing.final
+class FindMissingRequest(_message.Message):
+    """Asks what is missing of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    @_builtins.property
+    def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrialRange]:
+        """Where to look, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        ranges: _abc.Iterable[Global___TrialRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ranges", b"ranges", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindMissingRequest: _TypeAlias = FindMissingRequest  # noqa: Y015
+
+@_typing.final
+class TrialRange(_message.Message):
+    """A stretch of a run's trials, in dataset order and then by repeat. Cases in between that the run did not select have
+    no results and do not count.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_POSITION_FIELD_NUMBER: _builtins.int
+    FIRST_TRIAL_FIELD_NUMBER: _builtins.int
+    LAST_POSITION_FIELD_NUMBER: _builtins.int
+    LAST_TRIAL_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    first_position: _builtins.int
+    """The dataset position of the first trial's case."""
+    first_trial: _builtins.int
+    """The first trial's repeat, from 0."""
+    last_position: _builtins.int
+    """The dataset position of the last trial's case."""
+    last_trial: _builtins.int
+    """The last trial's repeat, from 0."""
+    count: _builtins.int
+    """How many trials of the run there are, first and last included."""
+    def __init__(
+        self,
+        *,
+        first_position: _builtins.int = ...,
+        first_trial: _builtins.int = ...,
+        last_position: _builtins.int = ...,
+        last_trial: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_position", b"first_position", "first_trial", b"first_trial", "last_position", b"last_position", "last_trial", b"last_trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrialRange: _TypeAlias = TrialRange  # noqa: Y015
+
+@_typing.final
+class FindMissingResponse(_message.Message):
+    """What is missing of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def incomplete(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Which of the ranges have trials without a final result, counted from 0, ascending."""
+
+    def __init__(
+        self,
+        *,
+        incomplete: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incomplete", b"incomplete"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindMissingResponse: _TypeAlias = FindMissingResponse  # noqa: Y015
+
+@_typing.final
+class DeleteResultsRequest(_message.Message):
+    """Asks to remove what is stored of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the run ended: answers in object storage that were written later are somebody else's and stay."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResultsRequest: _TypeAlias = DeleteResultsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteResultsResponse(_message.Message):
+    """How far the removal is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    done: _builtins.bool
+    """Whether nothing is left; if not, ask again."""
+    def __init__(
+        self,
+        *,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResultsResponse: _TypeAlias = DeleteResultsResponse  # noqa: Y015
+
+@_typing.final
+class ListPredictionsRequest(_message.Message):
+    """Asks for a page of recorded answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WRITTEN_BEFORE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_token: _builtins.str
+    """The token of the page before; empty for the first page."""
+    @_builtins.property
+    def written_before(self) -> _timestamp_pb2.Timestamp:
+        """Only those written before this moment."""
+
+    def __init__(
+        self,
+        *,
+        written_before: _timestamp_pb2.Timestamp | None = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["written_before", b"written_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_token", b"page_token", "written_before", b"written_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPredictionsRequest: _TypeAlias = ListPredictionsRequest  # noqa: Y015
+
+@_typing.final
+class StoredPredictions(_message.Message):
+    """Recorded answers in object storage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGETS_DIGEST_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    targets_digest: _builtins.str
+    """The `targets_digest` of the version that they answer."""
+    digest: _builtins.str
+    """sha256 of the file."""
+    def __init__(
+        self,
+        *,
+        targets_digest: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "targets_digest", b"targets_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredPredictions: _TypeAlias = StoredPredictions  # noqa: Y015
+
+@_typing.final
+class ListPredictionsResponse(_message.Message):
+    """A page of recorded answers. The same ones may be on two pages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page; empty on the last."""
+    @_builtins.property
+    def predictions(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredPredictions]:
+        """The answers."""
+
+    def __init__(
+        self,
+        *,
+        predictions: _abc.Iterable[Global___StoredPredictions] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "predictions", b"predictions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPredictionsResponse: _TypeAlias = ListPredictionsResponse  # noqa: Y015
+
+@_typing.final
+class DeletePredictionsRequest(_message.Message):
+    """Asks to remove recorded answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    WRITTEN_BEFORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def predictions(self) -> Global___StoredPredictions:
+        """Which ones."""
+
+    @_builtins.property
+    def written_before(self) -> _timestamp_pb2.Timestamp:
+        """What was written later was uploaded again for another run, and stays."""
+
+    def __init__(
+        self,
+        *,
+        predictions: Global___StoredPredictions | None = ...,
+        written_before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "written_before", b"written_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions", "written_before", b"written_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePredictionsRequest: _TypeAlias = DeletePredictionsRequest  # noqa: Y015
+
+@_typing.final
+class DeletePredictionsResponse(_message.Message):
+    """The recorded answers are gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeletePredictionsResponse: _TypeAlias = DeletePredictionsResponse  # noqa: Y015
+
+@_typing.final
 class VerifyVersionRequest(_message.Message):
     """Asks to score reference solutions and empty answers."""
 
@@ -755,11 +1036,13 @@ class Score(_message.Message):
     passed: _builtins.bool
     """Whether it passed; not set when the rule failed or does not judge."""
     answer: _builtins.str
-    """What was taken from the response as the answer; not set when nothing was found."""
+    """What was taken from the response as the answer; not set when nothing was found. Without the scope `answers` not
+    set for `builtin/oracle` and `builtin/simulated` either.
+    """
     explanation: _builtins.str
-    """Why."""
+    """Why; empty without the scope `answers`."""
     error: _builtins.str
-    """What went wrong with the rule itself."""
+    """What went wrong with the rule itself; without the scope `answers` only that something did."""
     def __init__(
         self,
         *,
@@ -828,9 +1111,11 @@ class Result(_message.Message):
     outcome: Global___Outcome.ValueType
     """How it ended."""
     response: _builtins.str
-    """What it answered."""
+    """What it answered. Without the scope `answers` empty for `builtin/oracle` and `builtin/simulated`, which answer
+    from the reference solutions.
+    """
     reasoning: _builtins.str
-    """Reasoning that came apart from the answer."""
+    """Reasoning that came apart from the answer; hidden like `response`."""
     target_json: _builtins.str
     """The expected answer as JSON; empty without the scope `answers`."""
     latency_ms: _builtins.float
@@ -865,7 +1150,7 @@ class Result(_message.Message):
 
     @_builtins.property
     def payload(self) -> Global___PayloadRef:
-        """The whole answer, when it does not fit here."""
+        """The whole answer, when it does not fit here; hidden like `response`."""
 
     def __init__(
         self,

@@ -59,7 +59,8 @@ class ResultServiceServicer:
     """
 
     def ListResults(self, request, context):
-        """Lists results of a run in dataset order. Targets are included for callers with the scope `answers`.
+        """Lists results of a run in dataset order. What tells an expected answer is included for callers with the scope
+        `answers` only: targets, explanations, and what `builtin/oracle` and `builtin/simulated` answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -222,6 +223,26 @@ class RecordServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetProgressRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetProgressResponse.FromString,
                 _registered_method=True)
+        self.FindMissing = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/FindMissing',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingResponse.FromString,
+                _registered_method=True)
+        self.DeleteResults = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/DeleteResults',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsResponse.FromString,
+                _registered_method=True)
+        self.ListPredictions = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/ListPredictions',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListPredictionsRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListPredictionsResponse.FromString,
+                _registered_method=True)
+        self.DeletePredictions = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/DeletePredictions',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeletePredictionsRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeletePredictionsResponse.FromString,
+                _registered_method=True)
         self.VerifyVersion = channel.unary_unary(
                 '/benchgen.eval.v1.RecordService/VerifyVersion',
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.VerifyVersionRequest.SerializeToString,
@@ -265,6 +286,36 @@ class RecordServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindMissing(self, request, context):
+        """Says which stretches of a run have trials without a final result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteResults(self, request, context):
+        """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
+        storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
+        doing so again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPredictions(self, request, context):
+        """Lists recorded answers that were uploaded some time ago, whether a run uses them or not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePredictions(self, request, context):
+        """Removes recorded answers that no run uses. Removing what is gone changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyVersion(self, request, context):
         """Scores the reference solutions and the empty answer of materialised data that is not a version yet.
         """
@@ -294,6 +345,26 @@ def add_RecordServiceServicer_to_server(servicer, server):
                     servicer.GetProgress,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetProgressRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetProgressResponse.SerializeToString,
+            ),
+            'FindMissing': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindMissing,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingResponse.SerializeToString,
+            ),
+            'DeleteResults': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteResults,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsResponse.SerializeToString,
+            ),
+            'ListPredictions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPredictions,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListPredictionsRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListPredictionsResponse.SerializeToString,
+            ),
+            'DeletePredictions': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePredictions,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeletePredictionsRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeletePredictionsResponse.SerializeToString,
             ),
             'VerifyVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyVersion,
@@ -410,6 +481,114 @@ class RecordService:
             '/benchgen.eval.v1.RecordService/GetProgress',
             benchgen_dot_eval_dot_v1_dot_result__pb2.GetProgressRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_result__pb2.GetProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindMissing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/FindMissing',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteResults(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/DeleteResults',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPredictions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/ListPredictions',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ListPredictionsRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ListPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePredictions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/DeletePredictions',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.DeletePredictionsRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.DeletePredictionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

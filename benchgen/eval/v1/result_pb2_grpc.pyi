@@ -36,7 +36,9 @@ class ResultServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ResultServiceAsyncStub: ...
     ListResults: _grpc.UnaryUnaryMultiCallable[_result_pb2.ListResultsRequest, _result_pb2.ListResultsResponse]
-    """Lists results of a run in dataset order. Targets are included for callers with the scope `answers`."""
+    """Lists results of a run in dataset order. What tells an expected answer is included for callers with the scope
+    `answers` only: targets, explanations, and what `builtin/oracle` and `builtin/simulated` answered.
+    """
     GetReport: _grpc.UnaryUnaryMultiCallable[_result_pb2.GetReportRequest, _result_pb2.Report]
     """Returns the latest report of a run. FAILED_PRECONDITION until there is one."""
     UploadPredictions: _grpc.StreamUnaryMultiCallable[_result_pb2.UploadPredictionsRequest, _run_pb2.Predictions]
@@ -50,7 +52,9 @@ class ResultServiceAsyncStub(ResultServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListResults: _aio.UnaryUnaryMultiCallable[_result_pb2.ListResultsRequest, _result_pb2.ListResultsResponse]  # type: ignore[assignment]
-    """Lists results of a run in dataset order. Targets are included for callers with the scope `answers`."""
+    """Lists results of a run in dataset order. What tells an expected answer is included for callers with the scope
+    `answers` only: targets, explanations, and what `builtin/oracle` and `builtin/simulated` answered.
+    """
     GetReport: _aio.UnaryUnaryMultiCallable[_result_pb2.GetReportRequest, _result_pb2.Report]  # type: ignore[assignment]
     """Returns the latest report of a run. FAILED_PRECONDITION until there is one."""
     UploadPredictions: _aio.StreamUnaryMultiCallable[_result_pb2.UploadPredictionsRequest, _run_pb2.Predictions]  # type: ignore[assignment]
@@ -67,7 +71,9 @@ class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _result_pb2.ListResultsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_result_pb2.ListResultsResponse, _abc.Awaitable[_result_pb2.ListResultsResponse]]:
-        """Lists results of a run in dataset order. Targets are included for callers with the scope `answers`."""
+        """Lists results of a run in dataset order. What tells an expected answer is included for callers with the scope
+        `answers` only: targets, explanations, and what `builtin/oracle` and `builtin/simulated` answered.
+        """
 
     @_abc_1.abstractmethod
     def GetReport(
@@ -111,6 +117,17 @@ class RecordServiceStub:
     """
     GetProgress: _grpc.UnaryUnaryMultiCallable[_result_pb2.GetProgressRequest, _result_pb2.GetProgressResponse]
     """Returns how far runs are."""
+    FindMissing: _grpc.UnaryUnaryMultiCallable[_result_pb2.FindMissingRequest, _result_pb2.FindMissingResponse]
+    """Says which stretches of a run have trials without a final result."""
+    DeleteResults: _grpc.UnaryUnaryMultiCallable[_result_pb2.DeleteResultsRequest, _result_pb2.DeleteResultsResponse]
+    """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
+    storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
+    doing so again changes nothing.
+    """
+    ListPredictions: _grpc.UnaryUnaryMultiCallable[_result_pb2.ListPredictionsRequest, _result_pb2.ListPredictionsResponse]
+    """Lists recorded answers that were uploaded some time ago, whether a run uses them or not."""
+    DeletePredictions: _grpc.UnaryUnaryMultiCallable[_result_pb2.DeletePredictionsRequest, _result_pb2.DeletePredictionsResponse]
+    """Removes recorded answers that no run uses. Removing what is gone changes nothing."""
     VerifyVersion: _grpc.UnaryUnaryMultiCallable[_result_pb2.VerifyVersionRequest, _environment_pb2.Verification]
     """Scores the reference solutions and the empty answer of materialised data that is not a version yet."""
 
@@ -134,6 +151,17 @@ class RecordServiceAsyncStub(RecordServiceStub):
     """
     GetProgress: _aio.UnaryUnaryMultiCallable[_result_pb2.GetProgressRequest, _result_pb2.GetProgressResponse]  # type: ignore[assignment]
     """Returns how far runs are."""
+    FindMissing: _aio.UnaryUnaryMultiCallable[_result_pb2.FindMissingRequest, _result_pb2.FindMissingResponse]  # type: ignore[assignment]
+    """Says which stretches of a run have trials without a final result."""
+    DeleteResults: _aio.UnaryUnaryMultiCallable[_result_pb2.DeleteResultsRequest, _result_pb2.DeleteResultsResponse]  # type: ignore[assignment]
+    """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
+    storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
+    doing so again changes nothing.
+    """
+    ListPredictions: _aio.UnaryUnaryMultiCallable[_result_pb2.ListPredictionsRequest, _result_pb2.ListPredictionsResponse]  # type: ignore[assignment]
+    """Lists recorded answers that were uploaded some time ago, whether a run uses them or not."""
+    DeletePredictions: _aio.UnaryUnaryMultiCallable[_result_pb2.DeletePredictionsRequest, _result_pb2.DeletePredictionsResponse]  # type: ignore[assignment]
+    """Removes recorded answers that no run uses. Removing what is gone changes nothing."""
     VerifyVersion: _aio.UnaryUnaryMultiCallable[_result_pb2.VerifyVersionRequest, _environment_pb2.Verification]  # type: ignore[assignment]
     """Scores the reference solutions and the empty answer of materialised data that is not a version yet."""
 
@@ -178,6 +206,41 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_result_pb2.GetProgressResponse, _abc.Awaitable[_result_pb2.GetProgressResponse]]:
         """Returns how far runs are."""
+
+    @_abc_1.abstractmethod
+    def FindMissing(
+        self,
+        request: _result_pb2.FindMissingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.FindMissingResponse, _abc.Awaitable[_result_pb2.FindMissingResponse]]:
+        """Says which stretches of a run have trials without a final result."""
+
+    @_abc_1.abstractmethod
+    def DeleteResults(
+        self,
+        request: _result_pb2.DeleteResultsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.DeleteResultsResponse, _abc.Awaitable[_result_pb2.DeleteResultsResponse]]:
+        """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
+        storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
+        doing so again changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPredictions(
+        self,
+        request: _result_pb2.ListPredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.ListPredictionsResponse, _abc.Awaitable[_result_pb2.ListPredictionsResponse]]:
+        """Lists recorded answers that were uploaded some time ago, whether a run uses them or not."""
+
+    @_abc_1.abstractmethod
+    def DeletePredictions(
+        self,
+        request: _result_pb2.DeletePredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.DeletePredictionsResponse, _abc.Awaitable[_result_pb2.DeletePredictionsResponse]]:
+        """Removes recorded answers that no run uses. Removing what is gone changes nothing."""
 
     @_abc_1.abstractmethod
     def VerifyVersion(

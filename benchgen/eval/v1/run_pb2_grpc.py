@@ -56,6 +56,21 @@ class RunServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/benchgen.eval.v1.RunService/PauseRun',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/benchgen.eval.v1.RunService/ResumeRun',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
+                _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/benchgen.eval.v1.RunService/DeleteRun',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/benchgen.eval.v1.RunService/WatchRun',
                 request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.WatchRunRequest.SerializeToString,
@@ -97,6 +112,31 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """Stops a run for now: model calls end within two seconds, what comes back meanwhile is stored. Pausing twice is the
+        same as once. FAILED_PRECONDITION when its trials have all ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Lets a paused run go on, or an ended one run again the trials that have no final result, and no others; at its end
+        there is a further report. A run that goes on, or that misses nothing, is returned as it is. FAILED_PRECONDITION
+        while it is being cancelled, and when its model was removed or changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRun(self, request, context):
+        """Removes an ended run with its results, reports and stored answers. FAILED_PRECONDITION for one that has not ended:
+        cancel it first. NOT_FOUND when it is gone already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRun(self, request, context):
         """Streams the run whenever it changed, at least every second while it goes on, and ends when the run has ended.
         """
@@ -126,6 +166,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.CancelRunRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.PauseRunRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.ResumeRunRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.DeleteRunRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.DeleteRunResponse.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
@@ -243,6 +298,87 @@ class RunService:
             '/benchgen.eval.v1.RunService/CancelRun',
             benchgen_dot_eval_dot_v1_dot_run__pb2.CancelRunRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RunService/PauseRun',
+            benchgen_dot_eval_dot_v1_dot_run__pb2.PauseRunRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RunService/ResumeRun',
+            benchgen_dot_eval_dot_v1_dot_run__pb2.ResumeRunRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RunService/DeleteRun',
+            benchgen_dot_eval_dot_v1_dot_run__pb2.DeleteRunRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_run__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,19 @@ class RunServiceStub:
     """Stops a run: model calls end within two seconds, what was recorded stays and is reported. Cancelling twice is the
     same as once; a run that has ended is returned as it is.
     """
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.PauseRunRequest, _run_pb2.Run]
+    """Stops a run for now: model calls end within two seconds, what comes back meanwhile is stored. Pausing twice is the
+    same as once. FAILED_PRECONDITION when its trials have all ended.
+    """
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.ResumeRunRequest, _run_pb2.Run]
+    """Lets a paused run go on, or an ended one run again the trials that have no final result, and no others; at its end
+    there is a further report. A run that goes on, or that misses nothing, is returned as it is. FAILED_PRECONDITION
+    while it is being cancelled, and when its model was removed or changed.
+    """
+    DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]
+    """Removes an ended run with its results, reports and stored answers. FAILED_PRECONDITION for one that has not ended:
+    cancel it first. NOT_FOUND when it is gone already.
+    """
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.Run]
     """Streams the run whenever it changed, at least every second while it goes on, and ends when the run has ended."""
 
@@ -64,6 +77,19 @@ class RunServiceAsyncStub(RunServiceStub):
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Stops a run: model calls end within two seconds, what was recorded stays and is reported. Cancelling twice is the
     same as once; a run that has ended is returned as it is.
+    """
+    PauseRun: _aio.UnaryUnaryMultiCallable[_run_pb2.PauseRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Stops a run for now: model calls end within two seconds, what comes back meanwhile is stored. Pausing twice is the
+    same as once. FAILED_PRECONDITION when its trials have all ended.
+    """
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_run_pb2.ResumeRunRequest, _run_pb2.Run]  # type: ignore[assignment]
+    """Lets a paused run go on, or an ended one run again the trials that have no final result, and no others; at its end
+    there is a further report. A run that goes on, or that misses nothing, is returned as it is. FAILED_PRECONDITION
+    while it is being cancelled, and when its model was removed or changed.
+    """
+    DeleteRun: _aio.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]  # type: ignore[assignment]
+    """Removes an ended run with its results, reports and stored answers. FAILED_PRECONDITION for one that has not ended:
+    cancel it first. NOT_FOUND when it is gone already.
     """
     WatchRun: _aio.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Streams the run whenever it changed, at least every second while it goes on, and ends when the run has ended."""
@@ -105,6 +131,37 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
         """Stops a run: model calls end within two seconds, what was recorded stays and is reported. Cancelling twice is the
         same as once; a run that has ended is returned as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _run_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Stops a run for now: model calls end within two seconds, what comes back meanwhile is stored. Pausing twice is the
+        same as once. FAILED_PRECONDITION when its trials have all ended.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _run_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
+        """Lets a paused run go on, or an ended one run again the trials that have no final result, and no others; at its end
+        there is a further report. A run that goes on, or that misses nothing, is returned as it is. FAILED_PRECONDITION
+        while it is being cancelled, and when its model was removed or changed.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteRun(
+        self,
+        request: _run_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.DeleteRunResponse, _abc.Awaitable[_run_pb2.DeleteRunResponse]]:
+        """Removes an ended run with its results, reports and stored answers. FAILED_PRECONDITION for one that has not ended:
+        cancel it first. NOT_FOUND when it is gone already.
         """
 
     @_abc_1.abstractmethod

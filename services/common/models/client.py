@@ -15,12 +15,15 @@ from typing import Any, NamedTuple, Self
 
 import aiohttp
 import orjson
+import structlog
 from multidict import CIMultiDict
 from yarl import URL
 
 from services.common.models.faults import fault_of_error, fault_of_status, request_id_of, scrub
 from services.common.models.replies import ErrorBody, Timing, parse_reply, read_json
 from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply
+
+log = structlog.get_logger()
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_ERROR_BYTES = 256 * 1024
@@ -89,7 +92,8 @@ class ModelClient:
         try:
             body = _request_body(endpoint, request)
         except TypeError as error:
-            return Fault(FaultKind.BAD_REQUEST, f"the request cannot be written as JSON: {error}")
+            message = f"the request cannot be written as JSON: {error}"
+            return Fault(FaultKind.BAD_REQUEST, message, no_cost=True)
         start = perf_counter()
         started: float | None = None
         try:
@@ -108,6 +112,11 @@ class ModelClient:
                     response.release()
         except (aiohttp.ClientError, OSError) as error:
             return _network_fault(endpoint, error, start, started)
+        except Exception as error:
+            # The request was sent and paid for, whatever the reply does to those who read it.
+            log.exception("client.broke", host=prepared.url.host)
+            message = scrub(endpoint, f"the reply cannot be read: {type(error).__name__}: {error}")
+            return Fault(FaultKind.BAD_REPLY, message, latency_ms=(perf_counter() - start) * 1_000)
 
     async def _read(
         self, endpoint: Endpoint, response: aiohttp.ClientResponse, start: float, started: float
@@ -138,7 +147,6 @@ class ModelClient:
         )
         if endpoint.api_key:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
-        headers.update(endpoint.headers)
         limits = endpoint.timeouts
         prepared = _Prepared(
             url=url.with_path(url.path.rstrip("/") + "/chat/completions", keep_query=True),
@@ -156,10 +164,9 @@ class ModelClient:
 def _request_body(endpoint: Endpoint, request: ChatRequest) -> bytes:
     """Write the JSON body. Raises TypeError for what JSON cannot hold."""
     payload: dict[str, Any] = {"model": endpoint.model, "messages": request.messages}
-    dropped = endpoint.dropped_params
     for name, value in request.params.items():
-        if value is not None and name not in dropped:
-            payload[endpoint.max_tokens_field if name == "max_tokens" else name] = value
+        if value is not None:
+            payload[name] = value
     return orjson.dumps(payload)
 
 
@@ -183,7 +190,7 @@ def _understand(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, tim
     except ValueError as error:
         content_type = headers.get("Content-Type", "no content type")
         is_json = "json" in content_type.lower()
-        start = scrub(endpoint, body[:200].decode("utf-8", "replace"))
+        start = body[:200].decode("utf-8", "replace")
         what = (
             f"the reply is not JSON ({error})"
             if is_json
@@ -192,7 +199,7 @@ def _understand(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, tim
         # A page instead of JSON means that the address is wrong; broken JSON may be whole the next time.
         return Fault(
             FaultKind.BAD_REPLY,
-            f"{what}: {start}",
+            scrub(endpoint, f"{what}: {start}"),
             status=200,
             retryable=is_json,
             request_id=request_id,
@@ -209,6 +216,7 @@ def _understand(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, tim
         retryable=True,
         request_id=request_id,
         latency_ms=timing.latency_ms,
+        usage=found.usage,
     )
 
 
@@ -223,7 +231,11 @@ def _network_fault(endpoint: Endpoint, error: Exception, start: float, started: 
         retryable=not certificate,
         permanent_for_run=certificate,
         latency_ms=latency_ms,
+        no_cost=kind in _NOT_SENT,
     )
+
+
+_NOT_SENT = frozenset({FaultKind.DNS, FaultKind.CONNECT, FaultKind.TLS, FaultKind.CONNECT_TIMEOUT})
 
 
 def _network_kind(endpoint: Endpoint, error: Exception, *, answered: bool) -> tuple[FaultKind, str]:

@@ -17,7 +17,9 @@ other 400 to 499                bad_request       no         no
 ==============================  ================  =========  =========
 
 ``x-should-retry`` of the provider overrules the column "retryable" of faults that are not permanent. A
-prompt that the provider's filter blocked is no fault but a refusal.
+prompt that the provider's filter blocked is no fault but a refusal. An error status from 300 on costs nothing,
+and so does an error under status 200 that names such a status for the request as a whole; what any other reply
+cost is unknown, unless it says.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from services.common.models.replies import ErrorBody, Timing, read_json
-from services.common.models.types import Endpoint, Fault, FaultKind, Reply
+from services.common.models.replies import ErrorBody, Timing, read_json, valid
+from services.common.models.types import UNKNOWN_USAGE, Endpoint, Fault, FaultKind, Reply, Usage
 
 MAX_MESSAGE_CHARS = 2_000
 
@@ -81,14 +83,24 @@ def fault_of_status(
     endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes, timing: Timing
 ) -> Fault | Reply:
     """Name the fault of a reply whose status is not 200. A prompt that a filter blocked becomes a refusal."""
-    return _fault(endpoint, status, headers, _said(body), timing, daily_quota=b"PerDay" in body)
+    said, daily_quota = _said(body), b"PerDay" in body
+    return _fault(endpoint, status, headers, said, timing, daily_quota=daily_quota, no_cost=status >= 300)
 
 
 def fault_of_error(
     endpoint: Endpoint, headers: Mapping[str, str], error: ErrorBody, timing: Timing
 ) -> Fault | Reply:
     """Name the fault of an error that came with status 200. Where it names no status, 502 is assumed."""
-    return _fault(endpoint, error.status or 502, headers, _said_of(error.error), timing, daily_quota=False)
+    return _fault(
+        endpoint,
+        error.status or 502,
+        headers,
+        _said_of(error.error),
+        timing,
+        daily_quota=False,
+        usage=error.usage,
+        no_cost=error.refused and error.usage == UNKNOWN_USAGE,
+    )
 
 
 def _fault(
@@ -99,6 +111,8 @@ def _fault(
     timing: Timing,
     *,
     daily_quota: bool,
+    usage: Usage = UNKNOWN_USAGE,
+    no_cost: bool,
 ) -> Fault | Reply:
     message = scrub(endpoint, said.message) or f"status {status} without a message"
     request_id = request_id_of(headers)
@@ -107,9 +121,11 @@ def _fault(
             text="",
             refusal=message,
             finish_reason="content_filter",
+            usage=usage,
             request_id=request_id,
             latency_ms=timing.latency_ms,
             first_byte_ms=timing.first_byte_ms,
+            no_cost=no_cost,
         )
     kind = _kind(status, said, daily_quota)
     if kind is FaultKind.REDIRECT:
@@ -128,6 +144,8 @@ def _fault(
         permanent_for_run=permanent,
         request_id=request_id,
         latency_ms=timing.latency_ms,
+        usage=usage,
+        no_cost=no_cost,
     )
 
 
@@ -159,36 +177,43 @@ def _said_of(data: Any) -> Said:
     if isinstance(data, list) and data:
         data = data[0]
     if not isinstance(data, dict):
-        return Said(str(data), frozenset(), False)
+        return Said(_written(data), frozenset(), False)
     error = data.get("error")
     inner = error if isinstance(error, dict) else data
     message: Any = error if isinstance(error, str) and error != "error" else None
     for name in ("message", "detail", "error_description"):
         message = message or inner.get(name)
     if message is not None and not isinstance(message, str):
-        message = str(message)
+        message = _written(message)
     codes = [inner.get(name) for name in ("code", "type", "status", "error_type")]
     inner_error = inner.get("innererror")
     if isinstance(inner_error, dict):
         codes.append(inner_error.get("code"))
     metadata = inner.get("metadata")
     flagged = isinstance(metadata, dict) and isinstance(metadata.get("reasons"), list)
-    words = message if message else str(data) if data else ""
+    words = message if message else _written(data) if data else ""
     return Said(words, frozenset(code.lower() for code in codes if isinstance(code, str)), flagged)
 
 
+def _written(data: Any) -> str:
+    try:
+        return str(data)
+    except RecursionError:
+        return "nested too deeply to be shown"
+
+
 def scrub(endpoint: Endpoint, text: str) -> str:
-    """Bound a message and take out the endpoint's secrets, and what looks like somebody's."""
+    """Bound a message, make it valid, and take out the endpoint's secret and what looks like somebody's."""
     text = text[: 4 * MAX_MESSAGE_CHARS]
-    for secret in endpoint.secrets():
-        text = text.replace(secret, "[secret]")
-    return _KEY_LIKE.sub("[secret]", text).replace("\x00", "")[:MAX_MESSAGE_CHARS]
+    if endpoint.api_key and len(endpoint.api_key) >= 4:
+        text = text.replace(endpoint.api_key, "[secret]")
+    return valid(_KEY_LIKE.sub("[secret]", text))[:MAX_MESSAGE_CHARS]
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:
     """The provider's name of the call, for its support desk."""
     found = headers.get("x-request-id") or headers.get("request-id")
-    return found[:200] if found else None
+    return valid(found[:200]) if found else None
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from types import TracebackType
+from time import monotonic
 
 DECREASE = 0.85
 
@@ -17,7 +17,8 @@ class AdaptiveLimit:
     call that started after the last decrease can cause the next one. A success adds 1, once per round trip
     likewise. With at least one permit the limit is at least 1; with none, nothing starts. Waiters are served
     in order, and never more calls are in flight than permits, except those that had started before permits
-    were taken back.
+    were taken back. Permits may be good until a time only; that is looked up, not timed, because a process that
+    was stopped for a while deals with what came in meanwhile before its timers go off.
 
     Each call takes a ticket, which says when it started: ``ticket = await limit.acquire()``, then
     ``limit.succeeded(ticket)`` or ``limit.congested(ticket)``, and always ``limit.release()``. For one event
@@ -32,6 +33,7 @@ class AdaptiveLimit:
         "_limit",
         "_permits",
         "_tickets",
+        "_until",
         "_waiters",
     )
 
@@ -43,6 +45,7 @@ class AdaptiveLimit:
         self._tickets = 0
         self._decreased_at = 0
         self._increased_at = 0
+        self._until = math.inf
         self._waiters: OrderedDict[asyncio.Future[int], None] = OrderedDict()
         self.set_permits(permits)
 
@@ -73,9 +76,19 @@ class AdaptiveLimit:
         self._permits = permits
         self._settle()
 
+    def hold_until(self, until: float) -> None:
+        """Start nothing from a time of the monotonic clock on, seconds; until then, as permits allow."""
+        self._until = until
+        self._wake()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the permits are good now."""
+        return monotonic() < self._until
+
     def try_acquire(self) -> int | None:
         """Take a slot if one is free and nobody waits for it; returns its ticket or None."""
-        if self._in_flight < self._allowed and not self._waiters:
+        if self._in_flight < self._allowed and not self._waiters and self.holds:
             self._in_flight += 1
             self._tickets += 1
             return self._tickets
@@ -120,35 +133,16 @@ class AdaptiveLimit:
             self._limit = max(1.0, min(self._limit, self._permits) * DECREASE)
             self._settle()
 
-    def slot(self) -> Slot:
-        """``async with limit.slot() as ticket:`` holds one slot."""
-        return Slot(self)
-
     def _settle(self) -> None:
         self._allowed = min(self._permits, max(1, int(min(self._limit, self._permits))))
         self._wake()
 
     def _wake(self) -> None:
+        if not self._waiters or not self.holds:
+            return
         while self._waiters and self._in_flight < self._allowed:
             waiter, _ = self._waiters.popitem(last=False)
             if not waiter.done():
                 self._in_flight += 1
                 self._tickets += 1
                 waiter.set_result(self._tickets)
-
-
-class Slot:
-    """One held slot of a limit."""
-
-    __slots__ = ("_limit",)
-
-    def __init__(self, limit: AdaptiveLimit) -> None:
-        self._limit = limit
-
-    async def __aenter__(self) -> int:
-        return await self._limit.acquire()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._limit.release()

@@ -10,18 +10,27 @@ import orjson
 
 from services.common.models.types import UNKNOWN_USAGE, Reply, Usage
 
+#: What a count of tokens is bounded by everywhere; a provider that reports more does not count tokens.
+MAX_TOKENS = 2**31 - 1
+
 
 class Unreadable(NamedTuple):
-    """Why a body with a good status is no chat completion."""
+    """Why a body with a good status is no chat completion, and what it cost all the same."""
 
     message: str
+    usage: Usage = UNKNOWN_USAGE
 
 
 class ErrorBody(NamedTuple):
-    """An error that came with a good status, as some routers send it. ``status`` is the one it names."""
+    """An error that came with a good status, as some routers send it. ``status`` is the one it names.
+
+    ``refused`` says that nothing was made: the request failed as a whole, with that status.
+    """
 
     error: object
     status: int | None
+    usage: Usage = UNKNOWN_USAGE
+    refused: bool = False
 
 
 class Timing(NamedTuple):
@@ -50,34 +59,36 @@ def parse_reply(data: Any, request_id: str | None, timing: Timing) -> Reply | Un
     """Turn a parsed body into a reply, or say what is missing. Only the first choice is read."""
     if type(data) is not dict:
         return Unreadable(f"expected a JSON object, found {_kind(data)}")
+    told = data.get("usage")
+    usage = parse_usage(told) if type(told) is dict else UNKNOWN_USAGE
     error = data.get("error")
     if error:
-        return ErrorBody(data, _status_of(error))
+        status = _status_of(error)
+        return ErrorBody(data, status, usage, refused=status is not None)
     choices = data.get("choices")
     if type(choices) is not list or not choices:
-        return Unreadable(f"choices: expected a list of at least one, found {_kind(choices)}")
+        return Unreadable(f"choices: expected a list of at least one, found {_kind(choices)}", usage)
     choice = choices[0]
     if type(choice) is not dict:
-        return Unreadable(f"choices[0]: expected an object, found {_kind(choice)}")
+        return Unreadable(f"choices[0]: expected an object, found {_kind(choice)}", usage)
     if choice.get("error"):
-        return ErrorBody(choice, _status_of(choice["error"]))
+        return ErrorBody(choice, _status_of(choice["error"]), usage)
     message = choice.get("message")
     if type(message) is not dict:
-        return Unreadable(f"choices[0].message: expected an object, found {_kind(message)}")
+        return Unreadable(f"choices[0].message: expected an object, found {_kind(message)}", usage)
     content = message.get("content")
     if type(content) is not str:
         content = _joined(content)
         if content is None:
-            return Unreadable("choices[0].message.content: expected text, a list of parts, or null")
-    usage = data.get("usage")
+            return Unreadable("choices[0].message.content: expected text, a list of parts, or null", usage)
     calls = message.get("tool_calls")
     return Reply(
-        text=_whole(content),
+        text=valid(content),
         reasoning=_text(message.get("reasoning")) or _text(message.get("reasoning_content")),
         refusal=_text(message.get("refusal")),
         finish_reason=_text(choice.get("finish_reason")),
         tool_calls=tuple(call for call in calls if type(call) is dict) if type(calls) is list else (),
-        usage=parse_usage(usage) if type(usage) is dict else UNKNOWN_USAGE,
+        usage=usage,
         model=_text(data.get("model")),
         request_id=request_id,
         latency_ms=timing.latency_ms,
@@ -104,15 +115,20 @@ def parse_usage(usage: Mapping[str, Any]) -> Usage:
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < 1 << 53 else None
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
 
 
 def _text(value: object) -> str | None:
-    return _whole(value) if type(value) is str and value else None
+    return valid(value) if type(value) is str and value else None
 
 
-def _whole(text: str) -> str:
-    """Replace half surrogate pairs, which no UTF-8 text, message or table can hold."""
+def valid(text: str) -> str:
+    """Replace half surrogate pairs and NUL, which not every UTF-8 text, message or table can hold.
+
+    Everything that a provider says goes through here.
+    """
+    if "\x00" in text:
+        text = text.replace("\x00", "\ufffd")
     if text.isascii():
         return text
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchgen.errors import InvalidInput
 from services.common.models.client import ModelClient
 from services.common.models.limiter import AdaptiveLimit
-from services.common.models.types import UNKNOWN_USAGE, ChatRequest, Endpoint, Fault, FaultKind, Reply, Usage
+from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply, Usage
 
 MAX_RETRY_AFTER_S = 120.0
 
@@ -41,7 +42,8 @@ class RetryPolicy:
 class CallRecord:
     """One HTTP try, counted from 1. ``kind`` is None where it was answered, and then ``status`` is 200.
 
-    ``status`` is None where no status line came. Usage is unknown for a fault: the provider may have charged.
+    ``status`` is None where no status line came. What a fault cost is unknown where usage is and ``no_cost`` is
+    not set.
     """
 
     number: int
@@ -54,19 +56,20 @@ class CallRecord:
     """What went wrong; empty where it was answered."""
     waited_s: float = 0.0
     """How long the caller waits after it, in seconds, before the next try."""
-
-    @property
-    def congestion(self) -> bool:
-        """Whether this try asks for fewer calls at once."""
-        return self.kind is not None and self.kind.congestion
+    no_cost: bool = False
+    """Whether it cost nothing for certain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """All tries of one request and how the last one ended."""
+    """All tries of one request and how the last one ended.
+
+    ``began_ns`` is when the first of them was sent, in nanoseconds since 1970; 0 when none was.
+    """
 
     result: Reply | Fault
     calls: tuple[CallRecord, ...]
+    began_ns: int = 0
 
 
 def wait_s(policy: RetryPolicy, tries: int, fault: Fault, draw: float) -> float | None:
@@ -97,11 +100,17 @@ async def chat_with_retries(
     while waiting. ``on_try`` learns of every try as soon as it ended, also when a later one is cancelled.
     """
     calls: list[CallRecord] = []
+    began_ns = 0
     while True:
-        if limit is None:
+        ticket = await limit.acquire() if limit is not None else 0
+        try:
+            began_ns = began_ns or time.time_ns()
             result = await client.chat(endpoint, request)
-        else:
-            result = await _limited(client, endpoint, request, limit)
+            if limit is not None:
+                _teach(limit, ticket, result)
+        finally:
+            if limit is not None:
+                limit.release()
         wait = None
         if isinstance(result, Fault):
             wait = wait_s(policy, len(calls) + 1, result, random.random())  # noqa: S311  # jitter is no secret
@@ -110,24 +119,16 @@ async def chat_with_retries(
         if on_try is not None:
             on_try(call)
         if wait is None:
-            return Conversation(result, tuple(calls))
+            return Conversation(result, tuple(calls), began_ns)
         await asyncio.sleep(wait)
 
 
-async def _limited(
-    client: ModelClient, endpoint: Endpoint, request: ChatRequest, limit: AdaptiveLimit
-) -> Reply | Fault:
-    """Make one try within a slot, and let the limit learn from it. Faults of other kinds teach nothing."""
-    ticket = await limit.acquire()
-    try:
-        result = await client.chat(endpoint, request)
-        if isinstance(result, Reply):
-            limit.succeeded(ticket)
-        elif result.congestion:
-            limit.congested(ticket)
-        return result
-    finally:
-        limit.release()
+def _teach(limit: AdaptiveLimit, ticket: int, result: Reply | Fault) -> None:
+    """Let the limit learn from a try. Faults of other kinds teach nothing."""
+    if isinstance(result, Reply):
+        limit.succeeded(ticket)
+    elif result.congestion:
+        limit.congested(ticket)
 
 
 def _record(number: int, result: Reply | Fault, waited_s: float) -> CallRecord:
@@ -137,9 +138,10 @@ def _record(number: int, result: Reply | Fault, waited_s: float) -> CallRecord:
         number,
         result.status,
         result.kind,
-        UNKNOWN_USAGE,
+        result.usage,
         result.latency_ms,
         result.request_id,
         message=f"{result.kind}: {result.message}",
         waited_s=waited_s,
+        no_cost=result.no_cost,
     )

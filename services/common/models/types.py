@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from yarl import URL
 
@@ -64,17 +64,13 @@ class Endpoint:
     """One OpenAI-compatible server and the model asked for there.
 
     Compared by identity, so that the client can prepare each one once. ``base_url`` is what comes before
-    ``/chat/completions`` and may hold a query (Azure's ``api-version``). ``dropped_params`` names parameters
-    that this endpoint refuses; they are left out of every request.
+    ``/chat/completions`` and may hold a query (Azure's ``api-version``).
     """
 
     base_url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeouts: Timeouts = field(default_factory=Timeouts)
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    dropped_params: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse what could not be sent, or would send a secret to the wrong place."""
@@ -94,33 +90,15 @@ class Endpoint:
             raise InvalidInput(
                 "api_key: expected visible ASCII characters only; found a line break, a blank or another"
             )
-        for name, value in self.headers.items():
-            if not _HEADER_NAME.fullmatch(name) or name.lower() in _OUR_HEADERS:
-                raise InvalidInput(f"headers: {name!r} cannot be set")
-            if not _HEADER_TEXT.fullmatch(value):
-                raise InvalidInput(f"headers: the value of {name!r} holds characters that cannot be sent")
-
-    def secrets(self) -> tuple[str, ...]:
-        """The texts that must never appear in a message, longest first."""
-        values = [*self.headers.values()] + ([self.api_key] if self.api_key else [])
-        return tuple(sorted((value for value in values if len(value) >= 4), key=len, reverse=True))
 
 
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+")
-_HEADER_TEXT = re.compile(r"[\x20-\x7e]*")
-# The transport decides these; a second value would let two servers read one request differently.
-_OUR_HEADERS = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "content-type", "expect"}
-)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One question. ``params`` are the generation parameters as the API names them; those that are None are
     left out.
-
-    The limit on output is always ``max_tokens`` here; the endpoint's own name for it is used on the wire.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -147,7 +125,10 @@ UNKNOWN_USAGE = Usage()
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the model answered. Times are in milliseconds from the start of the try."""
+    """What the model answered. Times are in milliseconds from the start of the try.
+
+    ``no_cost`` says that it cost nothing for certain: a filter refused the prompt with an error status.
+    """
 
     text: str
     reasoning: str | None = None
@@ -159,6 +140,7 @@ class Reply:
     request_id: str | None = None
     latency_ms: float = 0.0
     first_byte_ms: float = 0.0
+    no_cost: bool = False
 
 
 class FaultKind(StrEnum):
@@ -207,6 +189,8 @@ class Fault:
     ``message`` is the provider's own words where it had any, at most 2,000 characters, without secrets.
     ``retryable`` says that the same request may succeed later; ``permanent_for_run`` that no request to this
     endpoint will, until somebody acts. ``retry_after_s`` is what the provider asked for, unbounded.
+    ``no_cost`` says that it cost nothing for certain: it was never sent, or refused with an error status. What
+    other faults cost follows from ``usage``, and is unknown without it.
     """
 
     kind: FaultKind
@@ -217,6 +201,8 @@ class Fault:
     permanent_for_run: bool = False
     request_id: str | None = None
     latency_ms: float = 0.0
+    usage: Usage = UNKNOWN_USAGE
+    no_cost: bool = False
 
     @property
     def congestion(self) -> bool:

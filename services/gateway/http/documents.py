@@ -67,7 +67,10 @@ class Verification(Shape):
     cases: int
     oracle_mean: float | None
     empty_mean: float | None
-    message: str | None
+    message: Annotated[
+        str | None,
+        Field(description="What failed is said to keys with the scope `publish` or `answers`."),
+    ]
 
 
 class Version(Shape):
@@ -88,14 +91,16 @@ class Version(Shape):
     targets_digest: str
     solutions_digest: str | None
     scoring_digest: str
-    scoring: list[dict[str, Any]]
+    scoring: Annotated[
+        list[dict[str, Any]] | None, Field(description="The rules; null without the scope `answers`.")
+    ]
     primary_rule: str
     materialiser: str
     generation: Generation
     verification: Verification | None
     yanked: bool
     created_at: str | None
-    manifest_yaml: str
+    manifest_yaml: Annotated[str | None, Field(description="Null without the scope `answers`.")]
 
 
 class BundleProblem(Shape):
@@ -104,7 +109,7 @@ class BundleProblem(Shape):
     file: str
     line: int | None
     field: str | None
-    message: str
+    message: Annotated[str, Field(description="Said to keys with the scope `publish` or `answers`.")]
 
 
 class Publication(Shape):
@@ -203,6 +208,9 @@ class Run(Shape):
         ),
     ]
     state_message: str | None
+    actions: Annotated[
+        list[str], Field(description="What can be done with it now: `pause`, `resume`, `cancel`, `delete`.")
+    ]
     environment: str
     digest: str
     model: str
@@ -248,9 +256,20 @@ class Score(Shape):
 
     value: float | None
     passed: bool | None
-    answer: str | None
-    explanation: str
-    error: str | None
+    answer: Annotated[
+        str | None,
+        Field(
+            description="What was taken from the response. Without the scope `answers` null for `builtin/oracle`"
+            " and `builtin/simulated`."
+        ),
+    ]
+    explanation: Annotated[str, Field(description="Empty without the scope `answers`.")]
+    error: Annotated[
+        str | None,
+        Field(
+            description="What went wrong with the rule. The reason is said to keys with the scope `answers`."
+        ),
+    ]
 
 
 class Usage(Tokens):
@@ -287,7 +306,13 @@ class Result(Shape):
     attempt: int
     outcome: str
     input: list[Message]
-    response: str
+    response: Annotated[
+        str,
+        Field(
+            description="Without the scope `answers` empty for `builtin/oracle` and `builtin/simulated`, which"
+            " answer from the reference solutions; so is `reasoning`."
+        ),
+    ]
     reasoning: str | None
     target: Annotated[Any, Field(description="The expected answer; null without the scope `answers`.")]
     scores: dict[str, Score]

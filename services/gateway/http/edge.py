@@ -18,6 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchgen.errors import BenchgenError
+from services.common import tracing
 from services.gateway.http.problems import Refusal, problem, problem_of
 from services.gateway.keys import Keys
 
@@ -79,17 +80,20 @@ class Edge:
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        parent = Headers(scope=scope).get(tracing.HEADER, "")
         try:
-            await self._app(scope, receive, guarded_send)
+            with tracing.span(method, parent=parent, root=True) as span:
+                await self._app(scope, receive, guarded_send)
+                if span is not None:
+                    span.update_name(f"{method} {_route(scope)}")
         except Exception:
             # What was answered with 500 was logged then, and Starlette raises it once more for its server to log.
             if status != HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
         finally:
             seconds = time.perf_counter() - started
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            HTTP_SECONDS.labels(route, method, str(status)).observe(seconds)
+            HTTP_SECONDS.labels(_route(scope), method, str(status)).observe(seconds)
             log.debug(
                 "http",
                 method=scope["method"],
@@ -98,6 +102,10 @@ class Edge:
                 key=scope.get("state", {}).get("key_id", ""),
                 seconds=round(seconds, 4),
             )
+
+
+def _route(scope: Scope) -> str:
+    return str(getattr(scope.get("route"), "path", "none"))
 
 
 class Body:

@@ -80,7 +80,8 @@ async def upload_environment(request: Request, caller: CallerDep, once: OnceDep)
 async def get_publication(
     caller: CallerDep, publication: Annotated[str, Path(description="The id that the upload was given.")]
 ) -> Response:
-    """Where an upload stands, and all that is wrong with it."""
+    """Where an upload stands, and all that is wrong with it. The words are for keys with the scope `publish` or
+    `answers`, since what is wrong is said by example."""
     request = environment_pb2.GetPublicationRequest(name=publication)
     found = await caller.call(caller.backends.environments.GetPublication, request)
     return json_response(schemas.publication_json(found))
@@ -112,7 +113,8 @@ async def get_version(
     name: Name,
     version: Annotated[str, Path(description="Such as `1.0.0`, or `latest`.", examples=["latest"])],
 ) -> Response:
-    """One version, with its digests, scoring rules and what its reference solutions scored."""
+    """One version, with its digests and what its reference solutions scored; with the scope `answers` also its
+    scoring rules and manifest, which can hold answers."""
     ref = name if version == "latest" else f"{name}@{version}"
     request = environment_pb2.GetEnvironmentVersionRequest(name=ref)
     found = await caller.call(caller.backends.environments.GetEnvironmentVersion, request)

@@ -8,11 +8,14 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from fastapi.responses import Response
+from prometheus_client import Counter
 
 from services.gateway import idempotency
 from services.gateway.domain import Answer, KnownRequest, checked_idempotency_key, request_id
 from services.gateway.http.caller import Caller, CallerDep
 from services.gateway.idempotency import KeyReused
+
+REPLAYS = Counter("benchgen_gateway_replays_total", "Requests that got the answer they had got before.")
 
 _REPLAYED = "Idempotent-Replayed"
 _STORED_HEADERS = ("content-type", "location")
@@ -56,6 +59,7 @@ class Once:
         if await self._body_hash() != known.request_hash:
             raise KeyReused
         assert known.answer is not None
+        REPLAYS.inc()
         return Response(
             known.answer.body, known.answer.status, headers=known.answer.headers | {_REPLAYED: "true"}
         )

@@ -1,4 +1,4 @@
-"""Runs: created, followed, stopped, read."""
+"""Runs: created, followed, stopped, resumed, removed, read."""
 
 from __future__ import annotations
 
@@ -106,6 +106,42 @@ async def cancel_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
     return await once(execute)
 
 
+@router.post("/{run}:pause", summary="Pause a run", responses=openapi.answer(documents.Run))
+async def pause_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
+    """Stops a run for now: no new calls; what comes back meanwhile is stored. A run that is paused already is returned
+    as it is; 409 when its trials have all ended."""
+
+    async def execute(_: str) -> Response:
+        paused = await caller.call(caller.backends.runs.PauseRun, run_pb2.PauseRunRequest(name=run))
+        return json_response(schemas.run_json(paused))
+
+    return await once(execute)
+
+
+@router.post("/{run}:resume", summary="Resume a run", responses=openapi.answer(documents.Run))
+async def resume_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
+    """Lets a paused run go on, or an ended one run again the trials that have no final result, and no others. A run
+    that goes on, or misses nothing, is returned as it is; 409 while it is being cancelled."""
+
+    async def execute(_: str) -> Response:
+        resumed = await caller.call(caller.backends.runs.ResumeRun, run_pb2.ResumeRunRequest(name=run))
+        return json_response(schemas.run_json(resumed))
+
+    return await once(execute)
+
+
+@router.delete(
+    "/{run}",
+    summary="Remove a run",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=openapi.PROBLEMS,
+)
+async def delete_run(caller: CallerDep, run: RunId) -> Response:
+    """Removes an ended run with its results and reports; 409 for one that has not ended: cancel it first."""
+    await caller.call(caller.backends.runs.DeleteRun, run_pb2.DeleteRunRequest(name=run))
+    return Response(status_code=HTTPStatus.NO_CONTENT)
+
+
 @router.get("/{run}", summary="Get a run", responses=openapi.answer(documents.Run))
 async def get_run(caller: CallerDep, run: RunId) -> Response:
     """One run: where it stands and how far it is."""
@@ -145,7 +181,8 @@ async def list_results(
     page_size: PageSize = 50,
     page_token: PageToken = "",
 ) -> Response:
-    """Results in dataset order, then by trial. `target` is null for keys without the scope `answers`."""
+    """Results in dataset order, then by trial. Without the scope `answers` there is nothing in them that tells an
+    expected answer: no `target`, no explanations, no responses of `builtin/oracle` and `builtin/simulated`."""
     request = result_pb2.ListResultsRequest(
         run=run, filter=_FILTERS[which], case_id=case_id, page_size=page_size, page_token=page_token
     )

@@ -25,6 +25,7 @@ from benchgen.bundle.problems import Problem
 from benchgen.errors import InvalidInput
 from services.common.objects import Bucket, ObjectStore
 from services.common.process import TRANSIENT
+from services.hub import metrics
 from services.hub.publishing import domain, ledger, store
 from services.hub.publishing.claims import kept
 from services.hub.publishing.domain import Built, Claim, State, Verdict, Verification, Version
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from benchgen.eval.v1.result_pb2_grpc import RecordServiceAsyncStub
 
 log = structlog.get_logger()
+
+UPLOADS = "uploads/"
 
 _STORES = ((Bucket.INPUTS, "inputs"), (Bucket.TARGETS, "targets"), (Bucket.SOLUTIONS, "solutions"))
 _PARALLEL_UPLOADS = 4
@@ -125,6 +128,7 @@ class Publisher:
         if not await ledger.count_death(self._pool, claim, pause=self._pause_seconds):
             with suppress(ClaimLost):
                 await ledger.reject(self._pool, claim, [domain.died(reason)])
+                metrics.PUBLICATIONS_ENDED.labels(State.REJECTED).inc()
 
     async def _publish(self, claim: Claim) -> None:
         folder = Path(tempfile.mkdtemp(prefix=f"{claim.publication}-", dir=self._scratch))
@@ -132,9 +136,11 @@ class Publisher:
             await self._work(claim, folder)
         except _KnownError as known:
             await ledger.finish_known(self._pool, claim, known.version)
+            metrics.PUBLICATIONS_ENDED.labels(State.READY).inc()
             log.info("publishing.known", version=known.version.name)
         except _RejectedError as rejected:
             await ledger.reject(self._pool, claim, rejected.problems, rejected.verification)
+            metrics.PUBLICATIONS_ENDED.labels(State.REJECTED).inc()
             log.info("publishing.rejected", problems=len(rejected.problems))
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -155,6 +161,7 @@ class Publisher:
             other = await ledger.publish(conn, claim, content, verification)
         if other is not None:
             raise _RejectedError([domain.taken(content.name, other)])
+        metrics.PUBLICATIONS_ENDED.labels(State.READY).inc()
         log.info("publishing.ready", version=content.name, cases=content.cases, verdict=verification.verdict)
 
     async def _build(self, claim: Claim, archive: Path, out: Path) -> Built:
@@ -207,7 +214,7 @@ class Publisher:
 
 def upload_key(sha256: str) -> str:
     """Where an uploaded zip is, by the sha256 of its bytes."""
-    return f"uploads/{sha256}.zip"
+    return f"{UPLOADS}{sha256}.zip"
 
 
 def bundle_key(digest: str) -> str:

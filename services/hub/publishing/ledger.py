@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -48,6 +48,12 @@ async def of_request(conn: Queryable, request_id: UUID) -> Publication | None:
     """The publication that a request made, if it did."""
     row = await conn.fetchrow(SQL["publication_of_request"], request_id)
     return None if row is None else _read(row)
+
+
+async def wanted_uploads(conn: Queryable, uploads: Iterable[str]) -> set[str]:
+    """Those of these uploads, by sha256, whose publication is under way."""
+    rows = await conn.fetch(SQL["wanted_uploads"], list(uploads))
+    return {row["upload_sha256"] for row in rows}
 
 
 async def get(conn: Queryable, ident: str) -> Publication:

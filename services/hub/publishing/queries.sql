@@ -127,3 +127,8 @@ FROM environments e JOIN versions v ON v.environment = e.name AND v.version = e.
 WHERE $1::text IS NULL OR e.name > $1
 ORDER BY e.name
 LIMIT $2
+
+-- name: wanted_uploads
+-- Of these uploads those whose publication is under way; an ended one has its own bundle.
+SELECT DISTINCT upload_sha256 FROM publications
+WHERE upload_sha256 = ANY($1::text[]) AND state NOT IN ('READY', 'REJECTED')

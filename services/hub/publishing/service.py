@@ -16,10 +16,11 @@ import structlog
 
 from benchgen.errors import Exhausted, InvalidInput
 from benchgen.eval.v1 import environment_pb2, environment_pb2_grpc
-from services.common.auth import Scope, require
+from services.common.auth import Scope, has_scope, require
 from services.common.objects import Bucket, ObjectStore
 from services.common.paging import Page, next_token
 from services.hub.publishing import domain, ledger, store
+from services.hub.publishing.domain import Publication, Version
 from services.hub.publishing.jobs import bundle_key, upload_key
 from services.hub.publishing.messages import environment_message, publication_message, version_message
 from services.hub.publishing.spool import MOST_CHUNK_BYTES, received
@@ -90,7 +91,7 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
         self, request: environment_pb2.GetPublicationRequest, context: Context
     ) -> environment_pb2.Publication:
         require(Scope.READ)
-        return publication_message(await ledger.get(self._pool, request.name))
+        return _shown_publication(await ledger.get(self._pool, request.name))
 
     async def GetEnvironment(
         self, request: environment_pb2.GetEnvironmentRequest, context: Context
@@ -117,7 +118,7 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
     ) -> environment_pb2.EnvironmentVersion:
         require(Scope.READ)
         async with self._pool.acquire() as conn:
-            return version_message(await store.get_version(conn, request.name))
+            return _shown_version(await store.get_version(conn, request.name))
 
     async def ListEnvironmentVersions(
         self, request: environment_pb2.ListEnvironmentVersionsRequest, context: Context
@@ -133,7 +134,7 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
             last = found[size - 1].version
             token = next_token([domain.precedence(last), last])
         return environment_pb2.ListEnvironmentVersionsResponse(
-            environment_versions=map(version_message, found[:size]), next_page_token=token
+            environment_versions=map(_shown_version, found[:size]), next_page_token=token
         )
 
     async def YankEnvironmentVersion(
@@ -141,7 +142,7 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
     ) -> environment_pb2.EnvironmentVersion:
         require(Scope.PUBLISH)
         async with self._pool.acquire() as conn:
-            return version_message(await store.yank(conn, request.name))
+            return _shown_version(await store.yank(conn, request.name))
 
     async def DownloadBundle(
         self, request: environment_pb2.DownloadBundleRequest, context: Context
@@ -155,3 +156,26 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
             with path.open("rb") as file:
                 while chunk := await asyncio.to_thread(file.read, MOST_CHUNK_BYTES):
                     yield environment_pb2.DownloadBundleResponse(chunk=chunk)
+
+
+_HIDDEN = "what is wrong is shown to keys with the scope `publish` or `answers`"
+
+
+def _shown_version(version: Version) -> environment_pb2.EnvironmentVersion:
+    """A version as its reader may see it: rules and manifest can hold answers, word for word."""
+    message = version_message(version)
+    if not has_scope(Scope.ANSWERS):
+        message.ClearField("scoring_json")
+        message.ClearField("manifest_yaml")
+    return message
+
+
+def _shown_publication(publication: Publication) -> environment_pb2.Publication:
+    """A publication as its reader may see it: what is wrong is said by example, and an example can be an answer."""
+    message = publication_message(publication)
+    if not (has_scope(Scope.PUBLISH) or has_scope(Scope.ANSWERS)):
+        for problem in message.problems:
+            problem.message = _HIDDEN
+        if message.verification.state == environment_pb2.Verification.STATE_FAILED:
+            message.verification.message = _HIDDEN
+    return message

@@ -11,6 +11,12 @@ INSERT INTO model_secrets (model, sealed) VALUES ($1, $2)
 -- name: secret
 SELECT sealed FROM model_secrets WHERE model = $1
 
+-- name: secrets_after
+SELECT model, sealed FROM model_secrets WHERE model > $1 ORDER BY model LIMIT $2
+
+-- name: replace_secret
+UPDATE model_secrets SET sealed = $3 WHERE model = $1 AND sealed = $2 RETURNING true
+
 -- name: model
 SELECT m.*, s.model IS NOT NULL AS has_secret FROM models m LEFT JOIN model_secrets s ON s.model = m.name
 WHERE m.name = $1

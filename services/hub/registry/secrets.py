@@ -18,24 +18,38 @@ _ID_BYTES = 4
 _NONCE_BYTES = 12
 
 
+def _read_key(name: str, encoded: SecretStr) -> tuple[bytes, AESGCM]:
+    """The id and the cipher of a key."""
+    try:
+        key = base64.b64decode(encoded.get_secret_value(), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise InvalidInput(f"{name}: expected 32 bytes in base64")
+    return hashlib.sha256(b"benchgen master key id" + key).digest()[:_ID_BYTES], AESGCM(key)
+
+
 class Vault:
-    """Seals and opens secrets with a master key, 32 bytes in base64.
+    """Seals secrets with a master key, 32 bytes in base64, and opens what was sealed with it or with the old one.
 
     A sealed secret is the key's id (4 bytes), a random nonce (12) and the ciphertext with its tag. The id
-    lets a later version hold several keys, and tells a wrong key from damaged data.
+    says which key it needs, and tells a wrong key from damaged data.
 
-    :raises InvalidInput: the master key is no such key; the message does not repeat it.
+    :param old_key: the key before this one, while it is being replaced; empty when there is none.
+    :raises InvalidInput: a key is no such key; the message does not repeat it.
     """
 
-    def __init__(self, master_key: SecretStr) -> None:
-        try:
-            key = base64.b64decode(master_key.get_secret_value(), validate=True)
-        except (binascii.Error, ValueError):
-            key = b""
-        if len(key) != _KEY_BYTES:
-            raise InvalidInput("BENCHGEN_MASTER_KEY: expected 32 bytes in base64")
-        self._cipher = AESGCM(key)
-        self._id = hashlib.sha256(b"benchgen master key id" + key).digest()[:_ID_BYTES]
+    def __init__(self, master_key: SecretStr, old_key: SecretStr | None = None) -> None:
+        self._id, cipher = _read_key("BENCHGEN_MASTER_KEY", master_key)
+        self._cipher = cipher
+        self._ciphers = {self._id: cipher}
+        if old_key is not None and old_key.get_secret_value():
+            old_id, old_cipher = _read_key("BENCHGEN_MASTER_KEY_OLD", old_key)
+            self._ciphers.setdefault(old_id, old_cipher)
+
+    def is_current(self, sealed: bytes) -> bool:
+        """Whether a secret is sealed with the master key, and not with an older one."""
+        return sealed[:_ID_BYTES] == self._id
 
     def encrypt(self, model: str, secret: str) -> bytes:
         """Seal a secret for one model: under another model's name it does not open."""
@@ -48,12 +62,13 @@ class Vault:
         :raises FailedPrecondition: it was sealed with another key or for another model, or it is damaged.
         """
         nonce = sealed[_ID_BYTES : _ID_BYTES + _NONCE_BYTES]
-        if sealed[:_ID_BYTES] != self._id or len(nonce) != _NONCE_BYTES:
+        cipher = self._ciphers.get(sealed[:_ID_BYTES])
+        if cipher is None or len(nonce) != _NONCE_BYTES:
             raise FailedPrecondition(
                 f"the secret of `{model}` was encrypted with another master key; register the model again"
             )
         try:
-            return self._cipher.decrypt(nonce, sealed[_ID_BYTES + _NONCE_BYTES :], model.encode()).decode()
+            return cipher.decrypt(nonce, sealed[_ID_BYTES + _NONCE_BYTES :], model.encode()).decode()
         except InvalidTag:
             raise FailedPrecondition(
                 f"the secret of `{model}` cannot be opened; register the model again"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 import asyncpg
@@ -20,6 +20,13 @@ Conn: TypeAlias = asyncpg.Connection | PoolConnectionProxy
 Queryable: TypeAlias = Conn | asyncpg.Pool
 
 _SQL = load_queries(Path(__file__).with_name("queries.sql"))
+
+
+class SealedSecret(NamedTuple):
+    """The secret of a model, as it is stored."""
+
+    model: str
+    sealed: bytes
 
 
 async def find_model(conn: Conn, name: str) -> ModelRow | None:
@@ -93,6 +100,17 @@ async def secret_of(conn: Conn, model_name: str) -> bytes | None:
     """The sealed secret of a model, which ``Vault.decrypt`` opens; None when it has none."""
     sealed: bytes | None = await conn.fetchval(_SQL["secret"], model_name)
     return sealed
+
+
+async def secrets_after(conn: Conn, model_name: str, limit: int) -> list[SealedSecret]:
+    """Sealed secrets by the name of their model, after a name."""
+    rows = await conn.fetch(_SQL["secrets_after"], model_name, limit)
+    return [SealedSecret(row["model"], row["sealed"]) for row in rows]
+
+
+async def replace_secret(conn: Conn, old: SealedSecret, sealed: bytes) -> bool:
+    """Seal a model's secret anew; False when it is another one, or gone, by now."""
+    return await conn.fetchval(_SQL["replace_secret"], old.model, old.sealed, sealed) is not None
 
 
 def read_generation(stored: str) -> Generation:

@@ -9,7 +9,9 @@ from datetime import timedelta
 import asyncpg
 import structlog
 
+from services.common import tracing
 from services.common.bus import Bus
+from services.hub import metrics
 from services.hub.runs import events, store
 from services.hub.runs.leases import SEEN
 from services.hub.runs.locks import PoolLocks
@@ -52,11 +54,17 @@ class Dispatcher:
             if again:
                 log.info("dispatch.again", pool=pool, shards=len(again))
             await self._publish([*rings, *again])
+            metrics.RINGS.labels("first").inc(len(rings))
+            metrics.RINGS.labels("again").inc(len(again))
 
     async def _publish(self, rings: Sequence[Ring]) -> None:
         """Ring after the commit: whoever hears it finds the shard."""
-        messages = [(events.shard_queued(ring.shard), ring.message_id) for ring in rings]
+        traces = await store.traces(self._db, {ring.shard.run for ring in rings})
         # Sent in this order, and acknowledged while the next ones are sent.
-        await asyncio.gather(
-            *(self._bus.publish(event.subject, event.payload, message_id=ident) for event, ident in messages)
-        )
+        await asyncio.gather(*(self._ring(ring, traces.get(ring.shard.run, "")) for ring in rings))
+
+    async def _ring(self, ring: Ring, trace: str) -> None:
+        event = events.shard_queued(ring.shard)
+        when = tracing.is_traced(ring.shard.number)
+        with tracing.span("dispatch", parent=trace, when=when, shard=str(ring.shard), ring=ring.ring):
+            await self._bus.publish(event.subject, event.payload, message_id=ring.message_id)

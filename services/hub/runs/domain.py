@@ -7,8 +7,12 @@
        ├─────failed──────┴──▶ FAILED        │       │
        └──────────────cancelled─────────────┴───────┴──▶ CANCELLING ──reported──▶ CANCELLED
 
+    PAUSED, SUCCEEDED, FAILED, CANCELLED ──resumed──▶ RUNNING   (──requeued──▶ QUEUED, if nothing was ever leased)
+    SUCCEEDED, FAILED, CANCELLED ──removed──▶ gone
+
 A shard goes PENDING ▶ QUEUED (rung) ▶ RUNNING (leased) ▶ DONE or ABANDONED, and from RUNNING back to PENDING when its
-lease ends without result.
+lease ends without result; after two faults it is split there into shards of fewer trials. When its run is resumed, one
+with trials that have no final result goes back to PENDING.
 """
 
 from __future__ import annotations
@@ -28,11 +32,17 @@ NOBODY = RunnerId("")
 Pool = NewType("Pool", str)
 """Runs with the same pool share the permits of one model."""
 
+FAULTS_BEFORE_SPLIT = 2
+"""A shard of several trials whose lease ended in a fault this often is split."""
 MOST_FAULTS = 3
-"""A shard whose lease ended in a fault this often is given up."""
+"""A single trial whose lease ended in a fault this often is given up."""
+_MOST_PARTS = 16
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _NUMBER_DIGITS = 6
+#: Numbers are int4 in the tables.
+_HIGHEST_NUMBER = 2**31 - 1
+_MOST_DIGITS = len(str(_HIGHEST_NUMBER))
 
 
 class RunState(StrEnum):
@@ -58,12 +68,19 @@ class RunEvent(StrEnum):
     REPORTED = "reported"
     """The scorer has sealed the run and stored its report."""
     PAUSED = "paused"
-    """The provider refuses for good."""
+    """Somebody asked to stop it for now, or the provider refuses for good."""
+    RESUMED = "resumed"
+    """Somebody asked to run what is missing."""
+    REQUEUED = "requeued"
+    """The same, of a run that nothing was ever leased of."""
     FAILED = "failed"
     """It cannot be carried out."""
     CANCELLED = "cancelled"
     """Somebody asked to stop it."""
 
+
+#: There is nothing to resume.
+_UNDER_WAY = {state: state for state in (RunState.QUEUED, RunState.RUNNING, RunState.SCORING)}
 
 _TRANSITIONS: Mapping[RunEvent, Mapping[RunState, RunState]] = {
     RunEvent.LEASED: {RunState.QUEUED: RunState.RUNNING, RunState.RUNNING: RunState.RUNNING},
@@ -75,7 +92,25 @@ _TRANSITIONS: Mapping[RunEvent, Mapping[RunState, RunState]] = {
         RunState.FAILED: RunState.FAILED,
     },
     RunEvent.REPORTED: {RunState.SCORING: RunState.SUCCEEDED, RunState.CANCELLING: RunState.CANCELLED},
-    RunEvent.PAUSED: {RunState.RUNNING: RunState.PAUSED, RunState.PAUSED: RunState.PAUSED},
+    RunEvent.PAUSED: {
+        RunState.QUEUED: RunState.PAUSED,
+        RunState.RUNNING: RunState.PAUSED,
+        RunState.PAUSED: RunState.PAUSED,
+    },
+    RunEvent.RESUMED: {
+        RunState.PAUSED: RunState.RUNNING,
+        RunState.SUCCEEDED: RunState.RUNNING,
+        RunState.FAILED: RunState.RUNNING,
+        RunState.CANCELLED: RunState.RUNNING,
+        **_UNDER_WAY,
+    },
+    RunEvent.REQUEUED: {
+        RunState.PAUSED: RunState.QUEUED,
+        RunState.SUCCEEDED: RunState.QUEUED,
+        RunState.FAILED: RunState.QUEUED,
+        RunState.CANCELLED: RunState.QUEUED,
+        **_UNDER_WAY,
+    },
     RunEvent.FAILED: {RunState.QUEUED: RunState.FAILED, RunState.RUNNING: RunState.FAILED},
     RunEvent.CANCELLED: {
         RunState.QUEUED: RunState.CANCELLING,
@@ -92,6 +127,17 @@ _TRANSITIONS: Mapping[RunEvent, Mapping[RunState, RunState]] = {
 
 ENDED = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
 LEASABLE = frozenset(_TRANSITIONS[RunEvent.LEASED])
+ENDS_EPOCH = frozenset({RunEvent.CANCELLED, RunEvent.FAILED, RunEvent.RESUMED, RunEvent.REQUEUED})
+"""After these, leases that were given before are good no more."""
+
+_ADVICE: Mapping[tuple[RunEvent, RunState], str] = {
+    (RunEvent.RESUMED, RunState.CANCELLING): "wait until it is cancelled, then resume it",
+    (RunEvent.REQUEUED, RunState.CANCELLING): "wait until it is cancelled, then resume it",
+    (RunEvent.PAUSED, RunState.SCORING): "its trials have all ended",
+    (RunEvent.PAUSED, RunState.SUCCEEDED): "it has ended",
+    (RunEvent.PAUSED, RunState.FAILED): "it has ended",
+    (RunEvent.PAUSED, RunState.CANCELLED): "it has ended",
+}
 
 
 def transition(state: RunState, event: RunEvent) -> RunState:
@@ -101,8 +147,18 @@ def transition(state: RunState, event: RunEvent) -> RunState:
     """
     following = _TRANSITIONS[event].get(state)
     if following is None:
-        raise FailedPrecondition(f"a run that is {state} cannot be {event}")
+        advice = _ADVICE.get((event, state))
+        raise FailedPrecondition(
+            f"a run that is {state} cannot be {event}" + (f": {advice}" if advice else "")
+        )
     return following
+
+
+def check_removable(state: RunState) -> None:
+    """:raises FailedPrecondition: a run in this state cannot be removed."""
+    if state not in ENDED:
+        advice = "wait until it is cancelled" if state is RunState.CANCELLING else "cancel it first"
+        raise FailedPrecondition(f"a run that is {state} cannot be removed: {advice}")
 
 
 class ShardState(StrEnum):
@@ -124,7 +180,7 @@ OPEN = frozenset({ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING})
 
 
 class ShardId(NamedTuple):
-    """A shard's name, written ``r7k2m9qd4x1c-000003``."""
+    """A shard's name, written ``r7k2m9qd4x1c-000003``, with more digits from a million on."""
 
     run: RunId
     number: int
@@ -135,10 +191,12 @@ class ShardId(NamedTuple):
     @staticmethod
     def parse(text: str) -> ShardId:
         """:raises NotFound: no shard can have this name."""
-        run, _, number = text.partition("-")
-        if len(number) != _NUMBER_DIGITS or not (number.isascii() and number.isdigit()):
-            raise NotFound(f"no shard {text[:80]!r}")
-        return ShardId(RunId(run), int(number))
+        run, _, digits = text.partition("-")
+        if _NUMBER_DIGITS <= len(digits) <= _MOST_DIGITS and digits.isascii() and digits.isdigit():
+            shard = ShardId(RunId(run), int(digits))
+            if shard.number <= _HIGHEST_NUMBER and str(shard) == text:
+                return shard
+        raise NotFound(f"no shard {text[:80]!r}")
 
 
 def new_run_id() -> RunId:
@@ -172,15 +230,27 @@ class RunRow:
     shards_open: int
     created_at: datetime
     started_at: datetime | None
+    worked_seconds: float
+    working_since: datetime | None
     worked_until: datetime | None
     ended_at: datetime | None
 
     @property
     def seconds(self) -> float:
-        """From the first lease to the end of the last shard."""
-        if self.started_at is None or self.worked_until is None:
-            return 0.0
-        return max(0.0, (self.worked_until - self.started_at).total_seconds())
+        """From the first lease to the end of the last shard, without the time in which the run stood still."""
+        if self.working_since is None or self.worked_until is None:
+            return self.worked_seconds
+        return self.worked_seconds + max(0.0, (self.worked_until - self.working_since).total_seconds())
+
+
+class Company(NamedTuple):
+    """What else a runner holds that has had faults: how many shards, and the most faults of a single trial."""
+
+    suspects: int = 0
+    most_faults: int = 0
+
+
+NO_COMPANY = Company()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +273,21 @@ class LeaseView:
     trials: int
     selected: tuple[int, ...] | None
     """Dataset positions of the cases that the trials are of, in a sample."""
+    company: Company = NO_COMPANY
+    """Of the runner that asks."""
+
+    @property
+    def compromised(self) -> bool:
+        """Whether a fault would not tell which shard brought it about.
+
+        Before a trial is given up for killing its runners, it is tried with none beside it that may be to blame. A
+        runner that dies takes all that it holds with it: without this, trials that share one with it would be given
+        up too.
+        """
+        last_chance = self.count == 1 and self.faults == MOST_FAULTS - 1
+        if last_chance:
+            return self.company.suspects > 0
+        return self.faults > 0 and self.company.most_faults == MOST_FAULTS - 1
 
     def held_by(self, runner: RunnerId, attempt: int) -> bool:
         """Whether this runner has the shard, or had it last and nobody took it since: a late word of it counts."""
@@ -229,6 +314,8 @@ def lease(shard: LeaseView, runner: RunnerId, request_id: str) -> LeaseKind:
         return LeaseKind.AGAIN
     if shard.state not in (ShardState.PENDING, ShardState.QUEUED):
         raise LeaseLost(f"the shard is {shard.state}")
+    if shard.compromised:
+        raise LeaseLost("it has had faults, as has what this runner holds; it is rung for again")
     return LeaseKind.NEW
 
 
@@ -249,6 +336,12 @@ def renew(shard: LeaseView, runner: RunnerId, attempt: int) -> Verdict:
     return Verdict.GO_ON
 
 
+def extends(shard: LeaseView, verdict: Verdict) -> bool:
+    """Whether a renewal with this verdict lets the lease go on: also to store what came back before a stop."""
+    draining = shard.state is ShardState.RUNNING and shard.run_state in (RunState.CANCELLING, RunState.PAUSED)
+    return verdict is Verdict.GO_ON or (verdict is Verdict.STOP and draining)
+
+
 def complete(shard: LeaseView, runner: RunnerId, attempt: int) -> bool:
     """Decide on the word that every trial is stored.
 
@@ -262,8 +355,46 @@ def complete(shard: LeaseView, runner: RunnerId, attempt: int) -> bool:
     return True
 
 
-def after_lease(run_state: RunState, faults: int) -> ShardState:
-    """Where a shard goes whose lease ended without result, having had so many faults."""
-    if run_state in (RunState.CANCELLING, RunState.FAILED) or faults >= MOST_FAULTS:
-        return ShardState.ABANDONED
-    return ShardState.PENDING
+def faults_after_expiry(run_state: RunState, faults: int) -> int:
+    """How many faults a shard has had when its lease ran out: a holder of a run that stands is right to let it."""
+    return faults + int(run_state in LEASABLE)
+
+
+class Following(StrEnum):
+    """What becomes of a shard whose lease ended without result."""
+
+    WAIT = "wait"
+    SPLIT = "split"
+    """It waits in parts, so that a trial that does harm ends up alone."""
+    GIVE_UP = "give up"
+
+
+def after_lease(run_state: RunState, faults: int, count: int) -> Following:
+    """What becomes of a shard of so many trials that has had so many faults."""
+    if run_state in (RunState.CANCELLING, RunState.FAILED):
+        return Following.GIVE_UP
+    if count > 1:
+        return Following.SPLIT if faults >= FAULTS_BEFORE_SPLIT else Following.WAIT
+    return Following.GIVE_UP if faults >= MOST_FAULTS else Following.WAIT
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a shard that is split, and how many faults it starts with.
+
+    Several trials stay under suspicion: one more fault splits them further. A single one starts anew.
+    """
+
+    first: int
+    count: int
+    faults: int
+
+
+def split(first: int, count: int) -> list[Part]:
+    """The parts of a shard, of the same size but the last, in order."""
+    size = -(-count // _MOST_PARTS)
+    faults = FAULTS_BEFORE_SPLIT - 1 if size > 1 else 0
+    return [
+        Part(start, min(size, first + count - start), faults if first + count - start > 1 else 0)
+        for start in range(first, first + count, size)
+    ]

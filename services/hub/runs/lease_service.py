@@ -15,9 +15,10 @@ from google.protobuf.duration_pb2 import Duration
 from benchgen.errors import InvalidInput, LeaseLost, PermissionDenied
 from benchgen.eval.v1 import lease_pb2, lease_pb2_grpc, run_pb2
 from services.common.signing import Signer, Verifier
+from services.hub import metrics
 from services.hub.runs import store
 from services.hub.runs.domain import RunnerId, ShardId, Verdict
-from services.hub.runs.leases import Lease, Leases, Return
+from services.hub.runs.leases import Lease, Leases, Return, Use
 from services.hub.runs.planning import positions
 from services.hub.runs.plans import Plans
 from services.hub.runs.specs import LOADED_POOL
@@ -25,7 +26,7 @@ from services.hub.runs.wakes import Wakes
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-#: A runner says that it is there this often; it is taken for gone after three times as long.
+#: A runner says that it is there at least this often; it is taken for gone after three times as long.
 KEEP_INTERVAL = timedelta(seconds=5)
 
 _LONGEST_ID = 100
@@ -94,11 +95,16 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
         plan = await self._plans.get(shard.run)
         if plan.pool == LOADED_POOL:
             raise LeaseLost("the scorer loads this shard; no runner works on it")
-        lease = await self._leases.lease(plan.pool, shard, runner, request.request_id)
+        try:
+            lease = await self._leases.lease(plan.pool, shard, runner, request.request_id)
+        except LeaseLost:
+            metrics.LEASES.labels("refused").inc()
+            raise
         return lease_pb2.LeaseShardResponse(
             lease=sign_lease(self._signer, plan.spec, lease, runner),
             duration=_duration(self._leases.duration.total_seconds()),
-            permits=lease.permits,
+            permits=lease.told.permits,
+            permits_version=lease.told.version,
         )
 
     async def RenewLease(
@@ -106,9 +112,13 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
     ) -> lease_pb2.RenewLeaseResponse:
         shard, runner = ShardId.parse(request.shard), _runner(request.runner)
         plan = await self._plans.get(shard.run)
-        renewal = await self._leases.renew(plan.pool, shard, request.attempt, runner, request.permits_in_use)
+        use = Use(request.permits_in_use, request.permits_version)
+        renewal = await self._leases.renew(plan.pool, shard, request.attempt, runner, use)
         return lease_pb2.RenewLeaseResponse(
-            verdict=_VERDICTS[renewal.verdict], duration=_duration(renewal.seconds), permits=renewal.permits
+            verdict=_VERDICTS[renewal.verdict],
+            duration=_duration(renewal.seconds),
+            permits=renewal.told.permits,
+            permits_version=renewal.told.version,
         )
 
     async def CompleteShard(
@@ -116,9 +126,9 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
     ) -> lease_pb2.CompleteShardResponse:
         shard, runner = ShardId.parse(request.shard), _runner(request.runner)
         plan = await self._plans.get(shard.run)
-        in_use = request.permits_in_use
-        permits = await self._leases.complete(plan.pool, shard, request.attempt, runner, in_use)
-        return lease_pb2.CompleteShardResponse(permits=permits)
+        use = Use(request.permits_in_use, request.permits_version)
+        told = await self._leases.complete(plan.pool, shard, request.attempt, runner, use)
+        return lease_pb2.CompleteShardResponse(permits=told.permits, permits_version=told.version)
 
     async def ReleaseShard(
         self, request: lease_pb2.ReleaseShardRequest, context: Context
@@ -158,12 +168,12 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
                 f" found {request.shards:,} and {request.calls:,}"
             )
         async with self._pool.acquire() as conn:
-            new = await store.keep_runner(conn, runner, request.shards, request.calls)
-        if new:
+            kept = await store.keep_runner(conn, runner, request.shards, request.calls)
+        if kept.new:
             self._wakes.dispatch.set()
         interval = Duration()
         interval.FromTimedelta(KEEP_INTERVAL)
-        return lease_pb2.KeepRunnerResponse(interval=interval)
+        return lease_pb2.KeepRunnerResponse(interval=interval, stopped_shards=map(str, kept.stopped))
 
     async def RemoveRunner(
         self, request: lease_pb2.RemoveRunnerRequest, context: Context

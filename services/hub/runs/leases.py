@@ -11,10 +11,12 @@ import structlog
 
 from benchgen.errors import LeaseLost, NotFound
 from services.common.bus import Bus
+from services.hub import metrics
 from services.hub.registry.store import Conn
 from services.hub.runs import dealing, domain, events, lease_store, store
 from services.hub.runs.domain import (
     NOBODY,
+    Following,
     LeaseKind,
     LeaseView,
     Pool,
@@ -26,7 +28,7 @@ from services.hub.runs.domain import (
     ShardState,
     Verdict,
 )
-from services.hub.runs.lease_store import Situation
+from services.hub.runs.lease_store import Expired, Situation, Told
 from services.hub.runs.locks import PoolLocks
 from services.hub.runs.wakes import Wakes
 
@@ -42,7 +44,7 @@ class Lease:
 
     shard: LeaseView
     attempt: int
-    permits: int
+    told: Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,19 @@ class Renewal:
 
     verdict: Verdict
     seconds: float
-    permits: int
+    told: Told
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a runner says about its permits of a pool.
+
+    ``calls`` is how many it has in flight, or may start without asking; ``version`` the latest number of permits that
+    it had heard of, 0 where it does not say.
+    """
+
+    calls: int
+    version: int = 0
 
 
 class Return(StrEnum):
@@ -84,7 +98,8 @@ class Leases:
             now = await self._situation(conn, shard, runner)
             view, table = now.shard, now.table
             attempt: int | None = view.attempt
-            match domain.lease(view, runner, request_id):
+            kind = domain.lease(view, runner, request_id)
+            match kind:
                 case LeaseKind.NEW:
                     attempt = await lease_store.take_shard(conn, view, runner, request_id, self.duration)
                     table = replace(table, waiting=max(0, table.waiting - 1))
@@ -94,18 +109,18 @@ class Leases:
                 raise LeaseLost
             started = await store.move_run(conn, shard.run, view.run_state, RunEvent.LEASED)
             settled = dealing.settle(table, runner, now.calls, in_use=None)
-            await lease_store.save(conn, pool, runner, settled)
+            told = await lease_store.save(conn, pool, runner, now, settled, self.duration)
+        metrics.LEASES.labels(kind).inc()
         if started != view.run_state:
             self._wakes.run_changed(shard.run)
         # There is room in the window for another.
         self._wakes.dispatch.set()
         await self.ring(settled.ring)
-        return Lease(view, attempt, settled.permits)
+        return Lease(view, attempt, told)
 
-    async def renew(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, in_use: int) -> Renewal:
+    async def renew(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, use: Use) -> Renewal:
         """Let a lease go on. It does so even after its end, as long as nobody else has the shard.
 
-        :param in_use: how many calls the runner has in flight, or may start without asking.
         :raises NotFound: there is no such shard.
         """
         async with self._locks.hold(pool) as conn:
@@ -113,15 +128,16 @@ class Leases:
             verdict = domain.renew(now.shard, runner, attempt)
             seconds = max(0.0, now.shard.remaining)
             leases = now.leases
-            if verdict is Verdict.GO_ON:
+            if domain.extends(now.shard, verdict):
                 await lease_store.keep_shard(conn, now.shard, self.duration)
                 seconds = self.duration.total_seconds()
                 leases = max(leases, 1)
-            settled = await self._settle(conn, pool, runner, now, leases, in_use)
+            # Without a lease it has no business with calls in flight, but if it says so they are there.
+            settled, told = await self._settle(conn, pool, runner, now, leases, use, left=use.calls)
         await self.ring(settled.ring)
-        return Renewal(verdict, seconds, settled.permits)
+        return Renewal(verdict, seconds, told)
 
-    async def complete(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, in_use: int) -> int:
+    async def complete(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, use: Use) -> Told:
         """Note that every trial of a shard is stored; returns how many calls the runner may still have in flight.
 
         :raises NotFound: there is no such shard.
@@ -133,15 +149,18 @@ class Leases:
                 return await lease_store.told(conn, pool, runner)
             last = await self._end(conn, shard, attempt, ShardState.DONE, faults=now.shard.faults)
             leases = now.leases - int(now.shard.state is ShardState.RUNNING)
-            settled = await self._settle(conn, pool, runner, now, leases, in_use)
+            settled, told = await self._settle(conn, pool, runner, now, leases, use)
+        metrics.LEASE_ENDS.labels("done").inc()
         self.wake(shard.run, run_changed=last)
         await self.ring(settled.ring)
-        return settled.permits
+        return told
 
     async def release(
         self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, why: Return, message: str
     ) -> None:
         """Take a shard back. Taking it back twice is the same as once.
+
+        What a provider refuses for good pauses the run also when the lease has just run out.
 
         :raises NotFound: there is no such shard.
         :raises LeaseLost: somebody else has it.
@@ -149,25 +168,29 @@ class Leases:
         async with self._locks.hold(pool) as conn:
             now = await self._situation(conn, shard, runner)
             view = now.shard
-            if (
+            is_back = (
                 view.attempt == attempt
                 and view.state is not ShardState.RUNNING
                 and view.runner in (NOBODY, runner)
-            ):
-                return
-            if not view.held_by(runner, attempt):
+            )
+            if not is_back and not view.held_by(runner, attempt):
                 raise LeaseLost
-            stopped = await self._pause(conn, pool, view, message) if why is Return.PERMANENT else []
-            faults = view.faults + int(why is Return.FAULT)
-            await self.take_back(conn, shard, attempt, view.run_state, faults=faults, reason=message)
-            settled = await self._settle(conn, pool, runner, now, now.leases - 1, None)
-        self.wake(shard.run, run_changed=True)
-        await self.ring({*settled.ring, *stopped})
+            rung = set(await self._pause(conn, pool, view, message) if why is Return.PERMANENT else ())
+            if not is_back:
+                faults = view.faults + int(why is Return.FAULT)
+                await self.take_back(conn, view, attempt, view.run_state, faults=faults, reason=message)
+                settled, _ = await self._settle(conn, pool, runner, now, now.leases - 1, None)
+                rung |= set(settled.ring)
+        if not is_back:
+            metrics.LEASE_ENDS.labels(why).inc()
+        if not is_back or why is Return.PERMANENT:
+            self.wake(shard.run, run_changed=True)
+        await self.ring(rung)
 
     async def take_back(
         self,
         conn: Conn,
-        shard: ShardId,
+        shard: LeaseView | Expired,
         attempt: int,
         run_state: RunState,
         *,
@@ -175,17 +198,25 @@ class Leases:
         reason: str,
         holder: RunnerId = NOBODY,
     ) -> None:
-        """Let a shard whose lease ended wait again, or give it up.
+        """Let a shard whose lease ended wait again, whole or in parts, or give it up.
 
-        :param holder: who may still take it up again, as long as nobody else does.
+        :param holder: who may still take it up again, as long as nobody else does and it is not split.
         """
-        following = domain.after_lease(run_state, faults)
-        if following is ShardState.ABANDONED:
-            reason = "cancelled" if run_state is RunState.CANCELLING else reason
-            log.info("shard.abandoned", shard=str(shard), attempt=attempt, reason=reason)
-            await self._end(conn, shard, attempt, following, faults=faults, reason=reason)
-        else:
-            await lease_store.return_shard(conn, shard, attempt, holder=holder, faults=faults, reason=reason)
+        match domain.after_lease(run_state, faults, shard.count):
+            case Following.GIVE_UP:
+                reason = "cancelled" if run_state is RunState.CANCELLING else reason
+                metrics.SHARDS_ABANDONED.inc()
+                log.info("shard.abandoned", shard=str(shard.id), attempt=attempt, reason=reason)
+                state = ShardState.ABANDONED
+                await self._end(conn, shard.id, attempt, state, faults=faults, reason=reason)
+            case Following.SPLIT:
+                parts = domain.split(shard.first, shard.count)
+                log.info("shard.split", shard=str(shard.id), attempt=attempt, parts=len(parts), reason=reason)
+                await lease_store.split_shard(conn, shard.id, attempt, parts, reason=reason)
+            case Following.WAIT:
+                await lease_store.return_shard(
+                    conn, shard.id, attempt, holder=holder, faults=faults, reason=reason
+                )
 
     async def _end(
         self, conn: Conn, shard: ShardId, attempt: int, state: ShardState, *, faults: int, reason: str = ""
@@ -219,22 +250,34 @@ class Leases:
             raise NotFound(f"no shard {shard}")
         return found
 
-    @staticmethod
     async def _settle(
-        conn: Conn, pool: Pool, runner: RunnerId, now: Situation, leases: int, in_use: int | None
-    ) -> dealing.Settlement:
-        """Deal again for a runner that holds so many leases from now on."""
+        self,
+        conn: Conn,
+        pool: Pool,
+        runner: RunnerId,
+        now: Situation,
+        leases: int,
+        use: Use | None,
+        *,
+        left: int = 0,
+    ) -> tuple[dealing.Settlement, Told]:
+        """Deal again for a runner that holds so many leases from now on.
+
+        :param left: how many calls it has in flight even if it holds none.
+        """
         if leases > 0:
-            settled = dealing.settle(now.table, runner, now.calls, in_use=in_use)
+            in_use = None if use is None else use.calls
+            heard = use is None or use.version in (0, now.version)
+            settled = dealing.settle(now.table, runner, now.calls, in_use=in_use, heard=heard)
         else:
-            settled = dealing.leave(now.table, runner)
-        await lease_store.save(conn, pool, runner, settled)
-        return settled
+            settled = dealing.leave(now.table, runner, in_use=left)
+        return settled, await lease_store.save(conn, pool, runner, now, settled, self.duration)
 
     @staticmethod
     async def _pause(conn: Conn, pool: Pool, shard: LeaseView, message: str) -> list[RunnerId]:
         """Pause a run whose provider refuses for good; returns who has to hear of it."""
-        if shard.run_state is not RunState.RUNNING:
+        # What an older epoch met may be why the run was paused, and mended, before.
+        if shard.run_state is not RunState.RUNNING or shard.epoch != shard.run_epoch:
             return []
         run = shard.id.run
         await store.move_run(conn, run, shard.run_state, RunEvent.PAUSED, message=message)

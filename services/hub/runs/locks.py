@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 import asyncpg
 
+from services.common import db
 from services.hub.registry.store import Conn
 from services.hub.runs.domain import Pool
 
@@ -31,12 +32,17 @@ class PoolLocks:
         """A connection in a transaction that nobody else of this pool runs meanwhile; committed at the end."""
         gate = self._gates.setdefault(pool, asyncio.Lock())
         async with gate, self._db.acquire() as conn:
-            # Both at once, to save a trip; the statements that follow see all that was committed before the lock.
-            await conn.execute(f"BEGIN; SELECT pg_advisory_xact_lock({_key(pool)})")
             try:
+                # Both at once, to save a trip; the statements that follow see all that was committed before the lock.
+                # Who gives up waiting leaves no open transaction behind.
+                await conn.execute(f"BEGIN; SELECT pg_advisory_xact_lock({_key(pool)})")
                 yield conn
             except BaseException:
-                await conn.execute("ROLLBACK")
+                try:
+                    await conn.execute("ROLLBACK")
+                except db.TRANSIENT:
+                    # What ends the transaction otherwise, and never hides why it ends.
+                    conn.terminate()
                 raise
             await conn.execute("COMMIT")
 

@@ -15,12 +15,12 @@ SELECT id, request FROM runs WHERE request_id = $1
 
 -- name: run
 SELECT id, state, state_message, epoch, priority, spec, pool, planned, shards, shards_open, created_at, started_at,
-       worked_until, ended_at
+       worked_seconds, working_since, worked_until, ended_at
 FROM runs WHERE id = $1
 
 -- name: list_runs
 SELECT id, state, state_message, epoch, priority, spec, pool, planned, shards, shards_open, created_at, started_at,
-       worked_until, ended_at
+       worked_seconds, working_since, worked_until, ended_at
 FROM runs
 WHERE ($1::timestamptz IS NULL OR (created_at, id) < ($1, $2))
   AND ($3 = '' OR environment = $3 OR environment_name = $3)
@@ -31,7 +31,8 @@ LIMIT $6
 
 -- name: has_active_runs
 SELECT EXISTS (SELECT FROM runs
-               WHERE model = $1 AND subject_kind = 'endpoint' AND state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED'))
+               WHERE model = $1 AND subject_kind = 'endpoint'
+                 AND state NOT IN ('PAUSED', 'SUCCEEDED', 'FAILED', 'CANCELLED'))
 
 -- name: run_facts
 SELECT pool, spec FROM runs WHERE id = $1
@@ -42,8 +43,16 @@ SET state = $3,
     state_message = coalesce($4, state_message),
     epoch = epoch + $5,
     started_at = CASE WHEN $3 = 'RUNNING' THEN coalesce(started_at, statement_timestamp()) ELSE started_at END,
+    worked_seconds = worked_seconds + coalesce(extract(epoch FROM CASE
+        WHEN $3 = 'PAUSED' THEN statement_timestamp() - working_since
+        WHEN $3 IN ('QUEUED', 'RUNNING') THEN greatest(worked_until - working_since, '0')
+    END), 0),
+    working_since = CASE
+        WHEN $3 = 'RUNNING' THEN statement_timestamp()
+        WHEN $3 NOT IN ('QUEUED', 'PAUSED') THEN working_since
+    END,
     ended_at = CASE WHEN $6 THEN statement_timestamp() END
-WHERE id = $1 AND state = $2
+WHERE id = $1 AND state = $2 AND ($7::int IS NULL OR epoch = $7)
 RETURNING true
 
 -- name: lease_view
@@ -54,14 +63,14 @@ SELECT s.first, s.count, s.state, s.attempt, s.faults, s.epoch, s.runner, s.requ
        r.selection[s.first / r.trials + 1 : (s.first + s.count - 1) / r.trials + 1] AS selected,
        coalesce(active.cap, r.cap) AS cap,
        greatest(coalesce(active.open, 0) - running.shards, 0) AS waiting,
-       running.own AS leases,
+       running.own AS leases, company.suspects, company.most_faults,
        coalesce((SELECT calls FROM runners WHERE id = $3), 0) AS calls,
        (SELECT count(*) FROM runners n
         WHERE n.id <> $3 AND n.seen_at > statement_timestamp() - $4::interval
-          AND NOT EXISTS (SELECT FROM permits p WHERE p.pool = s.pool AND p.runner = n.id)
+          AND NOT EXISTS (SELECT FROM permits p WHERE p.pool = s.pool AND p.runner = n.id AND p.free_at IS NULL)
           AND n.shards > (SELECT count(*) FROM shards x WHERE x.runner = n.id AND x.state = 'RUNNING')) AS idle,
-       (extract(epoch FROM statement_timestamp())::float8 / $5::float8)::int AS turn,
-       held.runners, held.granted, held.told, held.calls AS holder_calls
+       (extract(epoch FROM statement_timestamp())::float8 / $5::float8)::bigint AS turn,
+       held.runners, held.granted, held.told, held.calls AS holder_calls, held.reserved, held.version, held.leaving
 FROM shards s
 JOIN runs r ON r.id = s.run_id
 CROSS JOIN LATERAL (
@@ -73,10 +82,20 @@ CROSS JOIN LATERAL (
     FROM shards x WHERE x.pool = s.pool AND x.state = 'RUNNING'
 ) AS running
 CROSS JOIN LATERAL (
-    SELECT array_agg(p.runner) AS runners, array_agg(p.granted) AS granted, array_agg(p.told) AS told,
-           array_agg(coalesce(n.calls, 0)) AS calls
-    FROM permits p LEFT JOIN runners n ON n.id = p.runner
-    WHERE p.pool = s.pool
+    -- What else the runner holds that has had faults, and the faults of the single trials among it.
+    SELECT count(*)::int AS suspects, coalesce(max(x.faults) FILTER (WHERE x.count = 1), 0) AS most_faults
+    FROM shards x
+    WHERE x.runner = $3 AND x.state = 'RUNNING' AND x.faults > 0 AND (x.run_id, x.number) <> (s.run_id, s.number)
+) AS company
+CROSS JOIN LATERAL (
+    SELECT array_agg(p.runner) FILTER (WHERE p.deals) AS runners, array_agg(p.granted) FILTER (WHERE p.deals) AS granted,
+           array_agg(p.told) FILTER (WHERE p.deals) AS told, array_agg(p.calls) FILTER (WHERE p.deals) AS calls,
+           coalesce(sum(p.granted) FILTER (WHERE NOT p.deals), 0)::int AS reserved,
+           max(p.version) FILTER (WHERE p.runner = $3) AS version,
+           bool_or(p.free_at IS NOT NULL) FILTER (WHERE p.runner = $3) AS leaving
+    FROM (SELECT h.*, coalesce(n.calls, 0) AS calls, h.free_at IS NULL OR h.runner = $3 AS deals
+          FROM permits h LEFT JOIN runners n ON n.id = h.runner
+          WHERE h.pool = s.pool) AS p
 ) AS held
 WHERE s.run_id = $1 AND s.number = $2
 
@@ -112,6 +131,28 @@ UPDATE shards
 SET state = 'PENDING', reason = $5, faults = $6, runner = $4
 WHERE run_id = $1 AND number = $2 AND attempt = $3 AND state = 'RUNNING'
 
+-- name: split_shard
+-- The parts go on with the attempt of the whole: among results of one trial it tells the later from the earlier.
+WITH parts AS (
+    SELECT * FROM unnest($5::int[], $6::int[], $7::int[]) WITH ORDINALITY AS p (first, count, faults, place)
+), own AS (
+    UPDATE shards s
+    SET state = 'PENDING', first = p.first, count = p.count, faults = p.faults, reason = $4, runner = ''
+    FROM parts p
+    WHERE s.run_id = $1 AND s.number = $2 AND s.attempt = $3 AND s.state = 'RUNNING' AND p.place = 1
+    RETURNING s.run_id, s.pool, s.attempt, s.epoch
+), more AS (
+    UPDATE runs
+    SET shards = shards + cardinality($5) - 1, shards_open = shards_open + cardinality($5) - 1
+    FROM own
+    WHERE runs.id = own.run_id
+    RETURNING shards - cardinality($5) AS last
+)
+INSERT INTO shards (run_id, number, pool, first, count, attempt, epoch, faults, reason)
+SELECT own.run_id, more.last + p.place - 1, own.pool, p.first, p.count, own.attempt, own.epoch, p.faults, $4
+FROM own, more, parts p
+WHERE p.place > 1
+
 -- name: abandon_waiting
 WITH ended AS (
     UPDATE shards
@@ -125,40 +166,101 @@ SET shards_open = shards_open - (SELECT count(*) FROM ended),
 WHERE id = $1
 RETURNING shards_open
 
+-- name: trial_ranges
+-- The cases of a sample are counted through once a page: looking each up would read the whole selection each time.
+WITH page AS (
+    SELECT s.number, s.first, s.first + s.count - 1 AS last, s.count, r.trials
+    FROM shards s JOIN runs r ON r.id = s.run_id
+    WHERE s.run_id = $1 AND s.number > $2 AND s.state IN ('DONE', 'ABANDONED')
+    ORDER BY s.number LIMIT $3
+), picked AS (
+    SELECT (u.place - 1)::int AS slot, u.position
+    FROM runs r CROSS JOIN LATERAL unnest(r.selection) WITH ORDINALITY AS u (position, place)
+    WHERE r.id = $1
+)
+SELECT page.number, coalesce(a.position, page.first / page.trials), page.first % page.trials,
+       coalesce(b.position, page.last / page.trials), page.last % page.trials, page.count
+FROM page
+LEFT JOIN picked a ON a.slot = page.first / page.trials
+LEFT JOIN picked b ON b.slot = page.last / page.trials
+ORDER BY page.number
+
+-- name: reopen_shards
+WITH reopened AS (
+    UPDATE shards
+    SET state = 'PENDING', faults = 0, runner = '', reason = '', ended_at = NULL
+    WHERE run_id = $1 AND number = ANY($2::int[]) AND state IN ('DONE', 'ABANDONED')
+    RETURNING 1
+)
+UPDATE runs SET shards_open = shards_open + (SELECT count(*) FROM reopened) WHERE id = $1
+
+-- name: forget_faults
+UPDATE shards SET faults = 0 WHERE run_id = $1 AND faults > 0 AND state IN ('PENDING', 'QUEUED', 'RUNNING')
+
 -- name: unqueue
 UPDATE shards SET state = 'PENDING' WHERE run_id = $1 AND state = 'QUEUED'
 
 -- name: runners_of
 SELECT DISTINCT runner FROM shards WHERE pool = $1 AND run_id = $2 AND state = 'RUNNING'
 
+-- name: unaware_runners
+SELECT DISTINCT s.runner FROM shards s JOIN runs r ON r.id = s.run_id
+WHERE s.state = 'RUNNING' AND (r.state NOT IN ('QUEUED', 'RUNNING') OR s.epoch <> r.epoch)
+
 -- name: put_permits
-INSERT INTO permits (pool, runner, granted, told) VALUES ($1, $2, $3, $4)
-ON CONFLICT (pool, runner) DO UPDATE SET granted = excluded.granted, told = excluded.told
+INSERT INTO permits (pool, runner, granted, told, free_at)
+VALUES ($1, $2, $3, $4, statement_timestamp() + $5::interval)
+ON CONFLICT (pool, runner) DO UPDATE
+SET granted = excluded.granted, told = excluded.told, free_at = excluded.free_at, version = excluded.version
+RETURNING version
 
 -- name: drop_permits
-DELETE FROM permits WHERE pool = $1 AND runner = $2
+WITH gone AS (DELETE FROM permits WHERE pool = $1 AND runner = $2)
+SELECT nextval('permit_versions')
 
--- name: drop_idle_permits
-DELETE FROM permits p
-WHERE p.pool = $1
+-- name: reserve_idle_permits
+UPDATE permits p
+SET told = 0, free_at = statement_timestamp() + $2::interval, version = nextval('permit_versions')
+WHERE p.pool = $1 AND p.free_at IS NULL
   AND NOT EXISTS (SELECT FROM shards s WHERE s.runner = p.runner AND s.pool = p.pool AND s.state = 'RUNNING')
 
+-- name: drop_free_permits
+WITH gone AS (
+    DELETE FROM permits
+    WHERE pool = $1 AND (free_at < statement_timestamp() OR free_at IS NOT NULL AND granted = 0)
+    RETURNING 1
+)
+SELECT count(*) FROM gone
+
 -- name: permit_holders
-SELECT runner FROM permits WHERE pool = $1
+SELECT runner FROM permits WHERE pool = $1 AND free_at IS NULL
 
 -- name: told
-SELECT told FROM permits WHERE pool = $1 AND runner = $2
+SELECT coalesce(max(told), 0) AS permits, coalesce(max(version), nextval('permit_versions')) AS version
+FROM permits WHERE pool = $1 AND runner = $2
 
 -- name: is_held
 SELECT EXISTS (SELECT FROM shards WHERE run_id = $1 AND number = $2 AND attempt = $3 AND runner = $4
                                     AND state = 'RUNNING')
 
 -- name: keep_runner
-INSERT INTO runners (id, shards, calls, seen_at) VALUES ($1, $2, $3, statement_timestamp())
-ON CONFLICT (id) DO UPDATE SET shards = excluded.shards, calls = excluded.calls, seen_at = excluded.seen_at
-RETURNING xmax = 0
+-- Answers with the shards that the runner holds although their run does not go on.
+WITH kept AS (
+    INSERT INTO runners (id, shards, calls, seen_at) VALUES ($1, $2, $3, statement_timestamp())
+    ON CONFLICT (id) DO UPDATE SET shards = excluded.shards, calls = excluded.calls, seen_at = excluded.seen_at
+    RETURNING xmax = 0 AS new
+)
+SELECT kept.new, stopped.runs, stopped.numbers
+FROM kept
+CROSS JOIN LATERAL (
+    SELECT array_agg(s.run_id) AS runs, array_agg(s.number) AS numbers
+    FROM shards s JOIN runs r ON r.id = s.run_id
+    WHERE s.runner = $1 AND s.state = 'RUNNING' AND (r.state NOT IN ('QUEUED', 'RUNNING') OR r.epoch <> s.epoch)
+) AS stopped
 
 -- name: remove_runner
+-- It says so when its calls have ended: nothing of it counts any more. Who gives up permits needs no lock.
+WITH gone AS (DELETE FROM permits WHERE runner = $1)
 DELETE FROM runners WHERE id = $1
 
 -- name: forget_runners
@@ -220,18 +322,25 @@ WHERE s.run_id = stale.run_id AND s.number = stale.number AND s.state = 'QUEUED'
 RETURNING s.run_id, s.number, s.attempt, s.ring, 0 AS place
 
 -- name: pools_with_expired
-SELECT DISTINCT pool FROM shards WHERE state = 'RUNNING' AND expires_at < statement_timestamp()
+-- Or with permits of gone runners that are free now.
+SELECT pool FROM shards WHERE state = 'RUNNING' AND expires_at < statement_timestamp()
+UNION
+SELECT pool FROM permits WHERE free_at < statement_timestamp()
 
 -- name: expired
-SELECT s.run_id, s.number, s.attempt, s.faults, s.runner, r.state AS run_state
+SELECT s.run_id, s.number, s.first, s.count, s.attempt, s.faults, s.runner, r.state AS run_state
 FROM shards s JOIN runs r ON r.id = s.run_id
 WHERE s.pool = $1 AND s.state = 'RUNNING' AND s.expires_at < statement_timestamp()
 
 -- name: runs_to_seal
 SELECT id, state, state_message, epoch, priority, spec, pool, planned, shards, shards_open, created_at, started_at,
-       worked_until, ended_at
-FROM runs WHERE state IN ('SCORING', 'CANCELLING') AND shards_open = 0
+       worked_seconds, working_since, worked_until, ended_at
+FROM runs WHERE state IN ('SCORING', 'CANCELLING') AND shards_open = 0 AND id <> ALL ($2)
 ORDER BY worked_until LIMIT $1
+
+-- name: given_up
+SELECT sum(count)::bigint AS trials, min(reason) AS reason
+FROM shards WHERE run_id = $1 AND state = 'ABANDONED' AND reason <> 'cancelled'
 
 -- name: shards_to_load
 SELECT r.id, s.number
@@ -242,3 +351,32 @@ CROSS JOIN LATERAL (
 WHERE r.pool = $1 AND r.state IN ('QUEUED', 'RUNNING')
 ORDER BY r.priority DESC, r.created_at, s.number
 LIMIT $2
+
+-- name: remove_run
+WITH gone AS (
+    DELETE FROM runs WHERE id = $1 RETURNING id, spec, created_at, ended_at
+)
+INSERT INTO removed_runs (run_id, spec, created_at, ended_at)
+SELECT id, spec, created_at, ended_at FROM gone
+
+-- name: removed_runs
+SELECT run_id, spec, created_at, ended_at FROM removed_runs ORDER BY ended_at LIMIT $1
+
+-- name: forget_removed
+DELETE FROM removed_runs WHERE run_id = $1
+
+-- name: ended_before
+SELECT pool, id FROM runs WHERE ended_at < statement_timestamp() - $1::interval ORDER BY ended_at LIMIT $2
+
+-- name: predictions_in_use
+-- The digest is written out in the serialised specification, and nothing else there is as long.
+SELECT u.digest
+FROM unnest($1::text[]) AS u (digest)
+WHERE EXISTS (SELECT FROM runs
+              WHERE subject_kind = 'loaded' AND position(convert_to(u.digest, 'UTF8') IN spec) > 0)
+
+-- name: insert_trace
+INSERT INTO run_traces (run_id, traceparent) VALUES ($1, $2)
+
+-- name: traces
+SELECT run_id, traceparent FROM run_traces WHERE run_id = ANY($1::text[])

@@ -8,8 +8,9 @@ from time import monotonic
 import asyncpg
 import structlog
 
+from services.hub import metrics
 from services.hub.runs import lease_store, store
-from services.hub.runs.domain import Pool, RunId, RunState
+from services.hub.runs.domain import Pool, RunId, faults_after_expiry
 from services.hub.runs.leases import Leases
 from services.hub.runs.locks import PoolLocks
 
@@ -41,6 +42,9 @@ class Reaper:
         async with self._db.acquire() as conn:
             pools = await lease_store.pools_with_expired(conn)
             await store.forget_runners(conn, _SILENT)
+            unaware = await store.unaware_runners(conn)
+        # A ring can be lost, and must not let a stopped run go on.
+        await self._leases.ring(unaware)
         # This process, or PostgreSQL, was away: leases that ran out meanwhile say nothing about their holders.
         if now - self._looked > _GAP:
             self._patient_until = now + self._grace
@@ -54,19 +58,22 @@ class Reaper:
         runs: set[RunId] = set()
         async with self._locks.hold(pool) as conn:
             for lease in await lease_store.expired(conn, pool):
-                runs.add(lease.shard.run)
-                log.info("lease.expired", shard=str(lease.shard), attempt=lease.attempt, runner=lease.runner)
+                runs.add(lease.id.run)
+                metrics.LEASE_ENDS.labels("expired").inc()
+                log.info("lease.expired", shard=str(lease.id), attempt=lease.attempt, runner=lease.runner)
                 await self._leases.take_back(
                     conn,
-                    lease.shard,
+                    lease,
                     lease.attempt,
                     lease.run_state,
-                    faults=lease.faults + int(lease.run_state is not RunState.CANCELLING),
+                    faults=faults_after_expiry(lease.run_state, lease.faults),
                     reason=f"the lease of runner {lease.runner} ran out",
                     holder=lease.runner,
                 )
-            await lease_store.drop_idle_permits(conn, pool)
-            left = await lease_store.permit_holders(conn, pool)
+            # A runner that is slow, or stands still, may have calls in flight although its lease has run out.
+            await lease_store.reserve_idle_permits(conn, pool, self._leases.duration)
+            freed = await lease_store.drop_free_permits(conn, pool)
+            left = await lease_store.permit_holders(conn, pool) if freed else []
         for run in runs:
             self._leases.wake(run, run_changed=True)
         # What the gone ones had is there for those who are left.

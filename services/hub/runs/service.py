@@ -1,4 +1,4 @@
-"""RunService: creates, shows, lists, stops and follows runs."""
+"""RunService: creates, shows, lists, stops, resumes, removes and follows runs."""
 
 # ruff: noqa: N802 - gRPC names the methods and passes a context
 
@@ -15,12 +15,14 @@ import structlog
 
 from benchgen.errors import InvalidInput, Unavailable
 from benchgen.eval.v1 import result_pb2, run_pb2, run_pb2_grpc
-from services.common.auth import Scope, principal, require
+from services.common.auth import Scope, has_scope, principal, require
 from services.common.paging import Page, next_token
 from services.hub.runs import store
 from services.hub.runs.creation import Creator
 from services.hub.runs.domain import ENDED, RunId, RunRow, RunState
 from services.hub.runs.plans import Plans
+from services.hub.runs.removal import Removals
+from services.hub.runs.resuming import Resumes
 from services.hub.runs.stops import Stops
 from services.hub.runs.store import Cursor
 from services.hub.runs.wakes import Wakes
@@ -50,6 +52,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         pool: asyncpg.Pool,
         creator: Creator,
         stops: Stops,
+        resumes: Resumes,
+        removals: Removals,
         plans: Plans,
         scorer: RecordServiceAsyncStub,
         wakes: Wakes,
@@ -58,6 +62,8 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self._pool = pool
         self._creator = creator
         self._stops = stops
+        self._resumes = resumes
+        self._removals = removals
         self._plans = plans
         self._scorer = scorer
         self._wakes = wakes
@@ -100,6 +106,28 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         plan = await self._plans.get(run)
         row = await self._stops.cancel(plan.pool, run, f"cancelled with the API key {principal.get().key_id}")
         return (await self._messages([row]))[0]
+
+    async def PauseRun(self, request: run_pb2.PauseRunRequest, context: Context) -> run_pb2.Run:
+        require(Scope.RUN)
+        run = RunId(request.name)
+        plan = await self._plans.get(run)
+        message = f"paused by hand with the API key {principal.get().key_id}"
+        return (await self._messages([await self._stops.pause(plan.pool, run, message)]))[0]
+
+    async def ResumeRun(self, request: run_pb2.ResumeRunRequest, context: Context) -> run_pb2.Run:
+        require(Scope.RUN)
+        run = RunId(request.name)
+        plan = await self._plans.get(run)
+        return (await self._messages([await self._resumes.resume(plan.pool, run, request.epoch)]))[0]
+
+    async def DeleteRun(
+        self, request: run_pb2.DeleteRunRequest, context: Context
+    ) -> run_pb2.DeleteRunResponse:
+        require(Scope.RUN)
+        run = RunId(request.name)
+        plan = await self._plans.get(run)
+        await self._removals.remove(plan.pool, run)
+        return run_pb2.DeleteRunResponse()
 
     async def WatchRun(
         self, request: run_pb2.WatchRunRequest, context: Context
@@ -156,6 +184,9 @@ def _message(row: RunRow, recorded: run_pb2.RunProgress | None) -> run_pb2.Run:
         priority=row.priority,
     )
     run.spec.ParseFromString(row.spec)
+    if not has_scope(Scope.ANSWERS):
+        # Rules can hold answers, word for word.
+        run.spec.ClearField("scoring_json")
     run.progress.planned = row.planned
     run.progress.shards = row.shards
     run.progress.shards_done = row.shards - row.shards_open

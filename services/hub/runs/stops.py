@@ -1,4 +1,4 @@
-"""Stopping a run before its shards have ended: by hand, or because it cannot be carried out."""
+"""Stopping a run before its shards have ended: by hand, for now or for good, or because it cannot be carried out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ class Stops:
         """
         return await self._stop(pool, run, RunEvent.CANCELLED, message, reason="cancelled")
 
+    async def pause(self, pool: Pool, run: RunId, message: str) -> RunRow:
+        """Stop a run by hand for now; one that is paused already is returned as it is.
+
+        :raises NotFound: there is no such run.
+        :raises FailedPrecondition: its shards have ended, or it is being stopped for good.
+        """
+        async with self._locks.hold(pool) as conn:
+            row = await store.get_run(conn, run)
+            if await store.move_run(conn, run, row.state, RunEvent.PAUSED, message=message) == row.state:
+                return row
+            await store.unqueue(conn, run)
+            holders = await store.runners_of(conn, pool, run)
+            row = await store.get_run(conn, run)
+        self._leases.wake(run, run_changed=True)
+        await self._leases.ring(holders)
+        return row
+
     async def fail(self, pool: Pool, run: RunId, message: str) -> RunRow:
         """End a run that cannot be carried out.
 
@@ -33,10 +50,9 @@ class Stops:
     async def _stop(self, pool: Pool, run: RunId, event: RunEvent, message: str, *, reason: str) -> RunRow:
         async with self._locks.hold(pool) as conn:
             row = await store.get_run(conn, run)
-            if (
-                await store.move_run(conn, run, row.state, event, message=message, ends_epoch=True)
-                == row.state
-            ):
+            moved = await store.move_run(conn, run, row.state, event, message=message)
+            assert moved is not None, "its state was read under the pool's lock"
+            if moved == row.state:
                 return row
             await store.abandon_waiting(conn, run, reason)
             holders = await store.runners_of(conn, pool, run)

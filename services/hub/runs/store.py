@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,11 +12,14 @@ from uuid import UUID
 import asyncpg
 
 from benchgen.errors import NotFound
+from services.common import tracing
 from services.common.queries import load_queries
-from services.hub.registry.store import Conn
+from services.hub import metrics
+from services.hub.registry.store import Conn, Queryable
 from services.hub.runs import events, outbox
 from services.hub.runs.domain import (
     ENDED,
+    ENDS_EPOCH,
     Pool,
     RunEvent,
     RunId,
@@ -86,6 +90,24 @@ class Runners(NamedTuple):
     free: int
 
 
+class KeptRunner(NamedTuple):
+    """Whether a runner was not there before, and which shards it holds although their run does not go on."""
+
+    new: bool
+    stopped: list[ShardId]
+
+
+class ShardRange(NamedTuple):
+    """The trials of a shard, by dataset position and repeat."""
+
+    number: int
+    first_position: int
+    first_trial: int
+    last_position: int
+    last_trial: int
+    trials: int
+
+
 class Cursor(NamedTuple):
     """The last run of a page."""
 
@@ -117,7 +139,18 @@ async def insert_run(conn: Conn, run: NewRun) -> bool:
     if status == "INSERT 0 0":
         return False
     await outbox.add(conn, events.run_changed(run.id))
+    if trace := tracing.traceparent():
+        await conn.execute(SQL["insert_trace"], run.id, trace)
+    metrics.RUNS_CREATED.inc()
     return True
+
+
+async def traces(db: Queryable, runs: Iterable[RunId]) -> dict[RunId, str]:
+    """The ``traceparent`` of each of these runs that is traced; nothing is read while no traces are exported."""
+    if not tracing.enabled():
+        return {}
+    rows = await db.fetch(SQL["traces"], list(runs))
+    return {RunId(row["run_id"]): row["traceparent"] for row in rows}
 
 
 async def known_request(conn: Conn, request_id: UUID) -> KnownRequest | None:
@@ -164,19 +197,22 @@ async def move_run(
     event: RunEvent,
     *,
     message: str | None = None,
-    ends_epoch: bool = False,
+    epoch: int | None = None,
 ) -> RunState | None:
     """Let an event happen to a run that is in ``state``, within the caller's transaction, and tell of it afterwards.
 
-    :returns: the new state; None when the run is in another state than ``state`` by now.
+    :param epoch: also in this epoch, where ``state`` was read before the transaction began.
+    :returns: the new state; None when the run is in another state, or epoch, by now.
     :raises FailedPrecondition: that cannot happen in this state.
     """
     following = transition(state, event)
     if following == state:
         return state
-    values = (run, state, following, message, int(ends_epoch), following in ENDED)
+    values = (run, state, following, message, int(event in ENDS_EPOCH), following in ENDED, epoch)
     if await conn.fetchval(SQL["move_run"], *values) is None:
         return None
+    if following in ENDED:
+        metrics.RUNS_ENDED.labels(following).inc()
     await outbox.add(conn, events.run_changed(run))
     return following
 
@@ -185,6 +221,17 @@ async def abandon_waiting(conn: Conn, run: RunId, reason: str) -> int:
     """Give up every shard that nobody holds; returns how many are still open."""
     left: int = await conn.fetchval(SQL["abandon_waiting"], run, reason)
     return left
+
+
+async def trial_ranges(conn: Conn, run: RunId, after: int, count: int) -> list[ShardRange]:
+    """The stretches that ended shards of a run cover, by number, after a shard's number."""
+    return [ShardRange._make(row) for row in await conn.fetch(SQL["trial_ranges"], run, after, count)]
+
+
+async def reopen_shards(conn: Conn, run: RunId, numbers: Sequence[int]) -> None:
+    """Let ended shards wait again, and forget the faults of all that are open."""
+    await conn.execute(SQL["reopen_shards"], run, list(numbers))
+    await conn.execute(SQL["forget_faults"], run)
 
 
 async def unqueue(conn: Conn, run: RunId) -> None:
@@ -197,16 +244,23 @@ async def runners_of(conn: Conn, pool: Pool, run: RunId) -> list[RunnerId]:
     return [RunnerId(row["runner"]) for row in await conn.fetch(SQL["runners_of"], pool, run)]
 
 
+async def unaware_runners(conn: Conn) -> list[RunnerId]:
+    """Who holds shards of runs that were stopped since."""
+    return [RunnerId(row["runner"]) for row in await conn.fetch(SQL["unaware_runners"])]
+
+
 async def is_held(conn: Conn, shard: ShardId, attempt: int, runner: RunnerId) -> bool:
     """Whether a runner holds a shard by this attempt."""
     held: bool = await conn.fetchval(SQL["is_held"], shard.run, shard.number, attempt, runner)
     return held
 
 
-async def keep_runner(conn: Conn, runner: RunnerId, shards: int, calls: int) -> bool:
-    """Note that a runner is there; True when it was not before."""
-    new: bool = await conn.fetchval(SQL["keep_runner"], runner, shards, calls)
-    return new
+async def keep_runner(conn: Conn, runner: RunnerId, shards: int, calls: int) -> KeptRunner:
+    """Note that a runner is there."""
+    row = await conn.fetchrow(SQL["keep_runner"], runner, shards, calls)
+    assert row is not None
+    stopped = zip(row["runs"] or (), row["numbers"] or (), strict=True)
+    return KeptRunner(row["new"], [ShardId(RunId(run), number) for run, number in stopped])
 
 
 async def remove_runner(conn: Conn, runner: RunnerId) -> None:
@@ -241,9 +295,17 @@ async def ring_again(conn: Conn, pool: Pool, stale: timedelta, count: int) -> li
     return _read_rings(await conn.fetch(SQL["ring_again"], pool, stale, count))
 
 
-async def runs_to_seal(conn: Conn, count: int) -> list[RunRow]:
+async def given_up(conn: Conn, run: RunId) -> str | None:
+    """How many trials were given up and why, in the first words; None when none were, but by hand."""
+    row = await conn.fetchrow(SQL["given_up"], run)
+    if row is None or not row["trials"]:
+        return None
+    return f"{row['trials']:,} trials were given up: {row['reason']}"
+
+
+async def runs_to_seal(conn: Conn, count: int, without: Sequence[RunId]) -> list[RunRow]:
     """Runs whose shards have all ended and whose report is not made."""
-    return [_read_run(row) for row in await conn.fetch(SQL["runs_to_seal"], count)]
+    return [_read_run(row) for row in await conn.fetch(SQL["runs_to_seal"], count, list(without))]
 
 
 async def shards_to_load(conn: Conn, pool: Pool, count: int) -> list[ShardId]:
@@ -273,6 +335,8 @@ def _read_run(row: asyncpg.Record) -> RunRow:
         shards_open=row["shards_open"],
         created_at=row["created_at"],
         started_at=row["started_at"],
+        worked_seconds=row["worked_seconds"],
+        working_since=row["working_since"],
         worked_until=row["worked_until"],
         ended_at=row["ended_at"],
     )

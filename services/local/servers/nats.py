@@ -45,8 +45,8 @@ class NatsServer:
             },
             "authorization": {"users": [{"user": USER, "password": self._password}]},
         }
-        # The server's own format is a superset of JSON.
-        write_private(self._settings, json.dumps(settings, indent=1) + "\n")
+        # The server's own format is a superset of JSON, but for escapes such as \u00e9.
+        write_private(self._settings, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
     def command(self) -> Command:
         """Return how the server is run."""

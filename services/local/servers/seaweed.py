@@ -21,7 +21,7 @@ from services.local.files import private_folder, write_private
 from services.local.ports import LOOPBACK
 from services.local.servers.binaries import installed_program
 
-BUCKETS = ("bundles", "inputs", "targets", "solutions", "payloads")
+BUCKETS = ("bundles", "inputs", "targets", "solutions", "payloads", "predictions")
 REGION = "us-east-1"
 PORT_NAMES = (
     "seaweed.s3",
@@ -47,6 +47,7 @@ RIGHTS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "targets": ("Read",),
         "solutions": ("Read",),
         "payloads": ("Read", "Write", "List"),
+        "predictions": ("Read", "Write", "List"),
     },
     "simulator": {"solutions": ("Read",)},
 }
@@ -203,7 +204,7 @@ class SeaweedServer:
             connection.close()
 
     def provision(self) -> None:
-        """Make the five buckets of every prefix, once."""
+        """Make the buckets of every prefix, once."""
         wanted = [f"{prefix}{bucket}" for prefix in self._prefixes for bucket in BUCKETS]
         if not self._made.exists() or json.loads(self._made.read_text()) != wanted:
             self.make_buckets(wanted)

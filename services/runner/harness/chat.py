@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import orjson
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchgen.eval.v1 import environment_pb2, result_pb2
+from services.common.models.replies import valid
 from services.common.models.retry import CallRecord, Conversation
 from services.common.models.seeds import derive_seed
 from services.common.models.types import (
@@ -24,8 +25,12 @@ from services.common.models.types import (
     classify,
 )
 
+log = structlog.get_logger()
+
 #: A longer answer is cut in the result and kept whole as a payload.
 MAX_INLINE = 64 * 1024
+#: Of an error, in characters.
+MAX_ERROR = 2_000
 
 _OUTCOMES: Mapping[Outcome, result_pb2.Outcome.ValueType] = {
     outcome: result_pb2.Outcome.Value(f"OUTCOME_{outcome.name}") for outcome in Outcome
@@ -67,15 +72,30 @@ class ChatHarness:
         self._seed = seed
         self._stop = tuple(generation.stop)
         self._params = _params(generation)
+        # Who writes one into the environment means it, also as null: then none is sent.
+        self._has_seed = "seed" in self._params
 
     async def run(self, trial: Trial) -> tuple[result_pb2.TrialResult, Payload | None] | Fault:
         """Ask once; a fault that is permanent for the whole run comes back as it is."""
-        now = time.time_ns()
-        params = self._params | {"seed": derive_seed(self._seed, trial.case_id, trial.trial)}
+        params = self._params
+        if not self._has_seed:
+            params = params | {"seed": derive_seed(self._seed, trial.case_id, trial.trial)}
         conversation = await self._subject.ask(trial, ChatRequest(trial.messages, params))
         answer = conversation.result
         if isinstance(answer, Fault) and answer.permanent_for_run:
             return answer
+        try:
+            return self._result(trial, conversation)
+        except Exception as error:
+            # An answer that nobody can write down is lost; that it was paid for is not.
+            log.exception("harness.broke", case=trial.case_id)
+            return broken(trial, said(error), calls=len(conversation.calls)), None
+
+    def _result(
+        self, trial: Trial, conversation: Conversation
+    ) -> tuple[result_pb2.TrialResult, Payload | None]:
+        answer = conversation.result
+        began = conversation.began_ns
         # All at once: setting field after field takes twice as long, and this is done for every trial.
         result = result_pb2.TrialResult(
             position=trial.position,
@@ -83,7 +103,7 @@ class ChatHarness:
             case_id=trial.case_id,
             input_digest=trial.input_digest,
             calls=len(conversation.calls),
-            start_time=Timestamp(seconds=now // 10**9, nanos=now % 10**9),
+            start_time=Timestamp(seconds=began // 10**9, nanos=began % 10**9) if began else None,
             **(_fault_fields(answer) if isinstance(answer, Fault) else self._reply_fields(answer)),
         )
         if len(conversation.calls) > 1:
@@ -107,7 +127,29 @@ class ChatHarness:
             "first_byte_ms": reply.first_byte_ms,
             "reported_model": reply.model,
             "usage": _usage(reply.usage),
+            "no_cost": reply.no_cost,
         }
+
+
+def broken(trial: Trial, reason: str, *, calls: int) -> result_pb2.TrialResult:
+    """The result of a trial that the harness could not bring to an end.
+
+    :param calls: how many calls it had made; what they cost is not known any more.
+    """
+    return result_pb2.TrialResult(
+        position=trial.position,
+        trial=trial.trial,
+        case_id=trial.case_id,
+        input_digest=trial.input_digest,
+        outcome=result_pb2.OUTCOME_HARNESS_ERROR,
+        error=valid(reason)[:MAX_ERROR],
+        calls=calls,
+    )
+
+
+def said(error: Exception) -> str:
+    """An error in words."""
+    return f"{type(error).__name__}: {error}"
 
 
 def _fault_fields(fault: Fault) -> dict[str, Any]:
@@ -115,6 +157,8 @@ def _fault_fields(fault: Fault) -> dict[str, Any]:
         "outcome": result_pb2.OUTCOME_PROVIDER_ERROR,
         "error": f"{fault.kind}: {fault.message}",
         "latency_ms": fault.latency_ms,
+        "usage": _known(fault.usage),
+        "no_cost": fault.no_cost,
     }
 
 
@@ -168,5 +212,10 @@ def _failed(call: CallRecord) -> result_pb2.FailedCall:
         error=call.message,
         latency_ms=call.latency_ms,
         wait_ms=call.waited_s * 1000,
-        usage=None if call.usage is UNKNOWN_USAGE else _usage(call.usage),
+        usage=_known(call.usage),
+        no_cost=call.no_cost,
     )
+
+
+def _known(usage: Usage) -> result_pb2.Usage | None:
+    return None if usage is UNKNOWN_USAGE else _usage(usage)

@@ -85,7 +85,7 @@ async def test_a_store_that_is_not_there(object_store: conftest.ObjectStore) -> 
 
 
 async def test_rows_in_the_order_asked_over_parts(hub: ObjectStore) -> None:
-    reader = CaseReader(Bucket.INPUTS, hub, None, parts_in_memory=1)
+    reader = CaseReader(Bucket.INPUTS, hub, None, memory_bytes=1)
     digest = await put_index(hub, 3, 1, 4)
     for positions in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 0, 3, 3, 1], [5], []):
         rows = await reader.rows(digest, positions)

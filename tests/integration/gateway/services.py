@@ -226,6 +226,22 @@ class Services(
         self._note("CancelRun", request, context)
         return run_pb2.Run(name=request.name, state=run_pb2.Run.STATE_CANCELLING)
 
+    async def PauseRun(self, request: run_pb2.PauseRunRequest, context: Context) -> run_pb2.Run:
+        self._note("PauseRun", request, context)
+        return run_pb2.Run(name=request.name, state=run_pb2.Run.STATE_PAUSED)
+
+    async def ResumeRun(self, request: run_pb2.ResumeRunRequest, context: Context) -> run_pb2.Run:
+        self._note("ResumeRun", request, context)
+        return run_pb2.Run(name=request.name, state=run_pb2.Run.STATE_RUNNING)
+
+    async def DeleteRun(
+        self, request: run_pb2.DeleteRunRequest, context: Context
+    ) -> run_pb2.DeleteRunResponse:
+        self._note("DeleteRun", request, context)
+        if request.name == "running":
+            raise FailedPrecondition("a run that is RUNNING cannot be removed: cancel it first")
+        return run_pb2.DeleteRunResponse()
+
     # --- results
 
     async def ListResults(

@@ -107,6 +107,16 @@ async def test_runs(gateway: Gateway) -> None:
     assert (await get(gateway, "/api/v1/runs/r1", documents.Run))["run"] == "r1"
     async with gateway.http.post("/api/v1/runs/r1:cancel") as answer:
         assert documents.Run.model_validate_json(await answer.read()).state == "cancelling"
+    for verb, state in (("pause", "paused"), ("resume", "running")):
+        async with gateway.http.post(f"/api/v1/runs/r1:{verb}") as answer:
+            shown = documents.Run.model_validate_json(await answer.read())
+        assert (shown.run, shown.state) == ("r1", state)
+    assert shown.actions == ["pause", "cancel"]
+    async with gateway.http.delete("/api/v1/runs/r1") as answer:
+        assert (answer.status, await answer.read()) == (204, b"")
+    assert gateway.services.seen[-1].request == run_pb2.DeleteRunRequest(name="r1")
+    async with gateway.http.delete("/api/v1/runs/running") as answer:
+        assert answer.status == 409
     await get(gateway, "/api/v1/runs/r1/results?filter=failed&page_size=9", documents.ResultPage)
     asked = gateway.services.seen[-1].request
     failed = result_pb2.ListResultsRequest.FILTER_FAILED
@@ -209,7 +219,7 @@ async def test_the_documents_need_no_key_and_nothing_from_elsewhere(gateway: Gat
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 19
+    assert len(operations) == 22
     for name, operation in operations.items():
         assert operation["security"] == [{"HTTPBearer": []}], name
         assert operation["summary"], name

@@ -39,6 +39,8 @@ from services.hub.runs.locks import PoolLocks
 from services.hub.runs.outbox import Outbox
 from services.hub.runs.plans import Plans
 from services.hub.runs.reaper import Reaper
+from services.hub.runs.removal import Removals
+from services.hub.runs.resuming import Resumes
 from services.hub.runs.sealer import Sealer
 from services.hub.runs.service import RunService
 from services.hub.runs.stops import Stops
@@ -71,6 +73,7 @@ class Hub:
     sealer: Sealer
     loader: Loader
     outbox: Outbox
+    removals: Removals
     verifier: Verifier
     runs: run_pb2_grpc.RunServiceAsyncStub
     runner: lease_pb2_grpc.LeaseServiceAsyncStub
@@ -265,6 +268,7 @@ async def hub_served(
         locks, plans = PoolLocks(pool), Plans(pool)
         leases = Leases(locks, connected, wakes, timedelta(seconds=lease))
         stops = Stops(locks, leases)
+        resumes, removals = Resumes(pool, locks, leases, stub), Removals(pool, locks, stub, wakes)
 
         async def read_secret(model: str) -> str:
             return f"{SECRET}-{model}"
@@ -273,7 +277,7 @@ async def hub_served(
             lease_service = LeaseService(pool, leases, plans, signer, wakes, read_secret)
             lease_pb2_grpc.add_LeaseServiceServicer_to_server(lease_service, server)
             creator = Creator(pool, "http://127.0.0.1:9")
-            run_service = RunService(pool, creator, stops, plans, stub, wakes, stopping)
+            run_service = RunService(pool, creator, stops, resumes, removals, plans, stub, wakes, stopping)
             run_pb2_grpc.add_RunServiceServicer_to_server(run_service, server)
 
         def credentials(identity: str) -> RpcSettings:
@@ -295,6 +299,7 @@ async def hub_served(
                 Sealer(pool, locks, stub, wakes),
                 Loader(pool, leases, plans, signer, stub, stops),
                 Outbox(pool, connected),
+                removals,
                 Verifier(signer.public_key),
                 run_pb2_grpc.RunServiceStub(from_gateway),
                 lease_pb2_grpc.LeaseServiceStub(from_runner),

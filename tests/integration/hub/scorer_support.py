@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,7 +25,15 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
         self.loaded: list[lease_pb2.LeaseClaims] = []
         self.progress: dict[str, run_pb2.RunProgress] = {}
         self.answers_before_reported = 0
+        self.missing: dict[str, int] = {}
+        """Of runs, the first so many ranges that miss results."""
+        self.asked: list[result_pb2.FindMissingRequest] = []
+        self.removed: list[str] = []
+        self.away = False
+        self.predictions: set[tuple[str, str]] = set()
         self.load_error: tuple[grpc.StatusCode, str] | None = None
+        self.load_seconds = 0.0
+        self.loads_broken_off = 0
 
     async def SealRun(self, request: result_pb2.SealRunRequest, context: Any) -> result_pb2.SealRunResponse:
         self.sealed.append(request)
@@ -40,6 +49,11 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
         if self.load_error is not None:
             await context.abort(*self.load_error)
         claims = lease_pb2.LeaseClaims.FromString(request.lease.claims)
+        try:
+            await asyncio.sleep(self.load_seconds)
+        except asyncio.CancelledError:
+            self.loads_broken_off += 1
+            raise
         self.loaded.append(claims)
         return result_pb2.LoadShardResponse(loaded=claims.count)
 
@@ -49,6 +63,40 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
         return result_pb2.GetProgressResponse(
             progress={run: self.progress[run] for run in request.runs if run in self.progress}
         )
+
+    async def FindMissing(
+        self, request: result_pb2.FindMissingRequest, context: Any
+    ) -> result_pb2.FindMissingResponse:
+        await self._reached(context)
+        self.asked.append(request)
+        missing = min(self.missing.get(request.run, 0), len(request.ranges))
+        return result_pb2.FindMissingResponse(incomplete=range(missing))
+
+    async def DeleteResults(
+        self, request: result_pb2.DeleteResultsRequest, context: Any
+    ) -> result_pb2.DeleteResultsResponse:
+        await self._reached(context)
+        self.removed.append(request.run)
+        # The first call leaves something to do.
+        return result_pb2.DeleteResultsResponse(done=self.removed.count(request.run) > 1)
+
+    async def ListPredictions(
+        self, request: result_pb2.ListPredictionsRequest, context: Any
+    ) -> result_pb2.ListPredictionsResponse:
+        await self._reached(context)
+        stored = [result_pb2.StoredPredictions(targets_digest=t, digest=d) for t, d in self.predictions]
+        return result_pb2.ListPredictionsResponse(predictions=stored)
+
+    async def DeletePredictions(
+        self, request: result_pb2.DeletePredictionsRequest, context: Any
+    ) -> result_pb2.DeletePredictionsResponse:
+        await self._reached(context)
+        self.predictions.discard((request.predictions.targets_digest, request.predictions.digest))
+        return result_pb2.DeletePredictionsResponse()
+
+    async def _reached(self, context: Any) -> None:
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the scorer is away")
 
     def RecordResults(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         raise AssertionError("the hub records nothing")

@@ -208,7 +208,9 @@ async def test_plans_use_the_indexes(hub: Hub) -> None:
             ("lease_view", (run.name, 7, "a", second, 30.0)),
             ("shards_to_load", ("builtin/loaded", 4)),
             ("runners_of", ("gpt", run.name)),
-            ("drop_idle_permits", ("gpt",)),
+            ("reserve_idle_permits", ("gpt", second)),
+            ("drop_free_permits", ("gpt",)),
+            ("keep_runner", ("a", 20, 0)),
         ]
         for name, values in statements:
             scanned = [

@@ -6,7 +6,9 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from nats.aio.msg import Msg
@@ -16,6 +18,8 @@ from benchgen.eval.v1 import event_pb2, lease_pb2, run_pb2
 from benchgen.statuses import error_of
 from services.common import bus
 from services.common.signing import Signer
+from services.hub.runs.domain import Pool
+from services.hub.runs.locks import PoolLocks
 from services.hub.runs.reaper import Reaper
 from tests.conftest import Database
 from tests.integration.hub.runs_support import (
@@ -146,7 +150,6 @@ async def test_a_lease_that_runs_out_is_another_runners(hub: Hub) -> None:
     first = await hub.lease(shard(run), "a")
     await expire(hub, run)
     await hub.reaper.step()
-    assert await permits(hub) == {}
     second = await hub.lease(shard(run), "b")
     assert second.claims.attempt == 2
     assert (await hub.renew(first)).verdict == LOST
@@ -195,6 +198,81 @@ async def test_a_hub_that_was_away_gives_holders_time(here: World) -> None:
     assert await states(hub, run) == {"PENDING": 1}
 
 
+@pytest.mark.parametrize("stop", ["cancel", "pause"])
+async def test_a_stopped_run_is_wound_up_under_its_leases(hub: Hub, stop: str) -> None:
+    """What came back may have to wait for the scorer for longer than a lease: it is not refused then."""
+    run = await hub.create(100)
+    held = await hub.lease(shard(run, 0))
+    if stop == "cancel":
+        await hub.runs.CancelRun(run_pb2.CancelRunRequest(name=run.name), metadata=hub.as_())
+    else:
+        await hub.runs.PauseRun(run_pb2.PauseRunRequest(name=run.name), metadata=hub.as_())
+    for _ in range(3):
+        await hub.db.execute("UPDATE shards SET expires_at = now() + interval '10 milliseconds'")
+        answer = await hub.renew(held)
+        assert answer.verdict == STOP
+        assert answer.duration.ToTimedelta().total_seconds() == LEASE_SECONDS
+        await asyncio.sleep(0.02)
+        await hub.reaper.step()
+        assert (await states(hub, run))["RUNNING"] == 1
+    await hub.release(held, STOPPING)
+    assert (await states(hub, run))["RUNNING"] == 0
+
+
+async def test_a_lease_of_a_stopped_run_that_ran_out_is_not_taken_up_again(hub: Hub) -> None:
+    run = await hub.create(100)
+    held = await hub.lease(shard(run, 0))
+    await hub.runs.PauseRun(run_pb2.PauseRunRequest(name=run.name), metadata=hub.as_())
+    await expire(hub, run)
+    await hub.reaper.step()
+    assert (await hub.renew(held)).verdict == STOP
+    assert (await states(hub, run))["RUNNING"] == 0
+
+
+async def test_a_runner_hears_of_stopped_runs_without_a_ring(hub: Hub) -> None:
+    run, other = await hub.create(100), await hub.create(100)
+    for held_run, number, runner in ((run, 0, "a"), (run, 1, "a"), (run, 2, "b"), (other, 0, "a")):
+        await hub.lease(shard(held_run, number), runner)
+    ask = lease_pb2.KeepRunnerRequest(runner="a", shards=4)
+    assert not (await hub.runner.KeepRunner(ask)).stopped_shards
+    await hub.runs.CancelRun(run_pb2.CancelRunRequest(name=run.name), metadata=hub.as_())
+    answer = await hub.runner.KeepRunner(ask)
+    assert sorted(answer.stopped_shards) == [shard(run, 0), shard(run, 1)]
+
+
+async def test_who_gives_up_waiting_for_a_pool_leaves_no_transaction(
+    database: Callable[..., Database],
+) -> None:
+    pool, dsn = Pool("p"), database().dsn("hub")
+    holding, waiting = asyncio.Event(), asyncio.Event()
+
+    async def hold(locks: PoolLocks) -> None:
+        async with locks.hold(pool):
+            holding.set()
+            await waiting.wait()
+
+    async with (
+        asyncpg.create_pool(dsn, min_size=1, max_size=1) as one,
+        asyncpg.create_pool(dsn, min_size=1, max_size=1, reset=leave_as_it_is) as db,
+    ):
+        first = asyncio.create_task(hold(PoolLocks(one)))
+        await holding.wait()
+        # Another hub waits in PostgreSQL, on the only connection that it has.
+        second = asyncio.create_task(hold(PoolLocks(db)))
+        await asyncio.sleep(0.2)
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert second.cancelled()
+        waiting.set()
+        await first
+        async with db.acquire() as conn:
+            assert not conn.is_in_transaction()
+
+
+async def leave_as_it_is(_: asyncpg.Connection) -> None:
+    """As in the services: a connection goes back to its pool as it is."""
+
+
 async def test_completing_twice_is_the_same_as_once(hub: Hub) -> None:
     run = await hub.create(100)
     one, other = await hub.lease(shard(run, 0)), await hub.lease(shard(run, 1))
@@ -227,8 +305,8 @@ async def test_stopping_is_no_fault(hub: Hub) -> None:
     assert [(row["faults"], row["attempt"]) for row in await hub.shards(run.name)] == [(0, 5)]
 
 
-async def test_a_third_fault_ends_a_shard_with_its_reason(hub: Hub) -> None:
-    run = await hub.create(10)
+async def test_a_third_fault_ends_a_single_trial_with_its_reason(hub: Hub) -> None:
+    run = await hub.create(10, selection=run_pb2.Selection(limit=1))
     for number in range(3):
         assert await states(hub, run) == {"PENDING": 1}
         await hub.release(await hub.lease(shard(run)), FAULT, f"disk full {number}")
@@ -238,14 +316,52 @@ async def test_a_third_fault_ends_a_shard_with_its_reason(hub: Hub) -> None:
     assert (await hub.get(run.name)).state == run_pb2.Run.STATE_SCORING
 
 
-async def test_a_runner_that_dies_three_times_ends_a_shard(hub: Hub) -> None:
-    run = await hub.create(10)
+async def test_a_runner_that_dies_three_times_of_a_trial_ends_it(hub: Hub) -> None:
+    run = await hub.create(10, selection=run_pb2.Selection(limit=1))
     for runner in "abc":
         await hub.lease(shard(run), runner)
         await expire(hub, run)
         await hub.reaper.step()
     row = (await hub.shards(run.name))[0]
     assert (row["state"], row["reason"]) == ("ABANDONED", "the lease of runner c ran out")
+
+
+def trials_of(claims: lease_pb2.LeaseClaims) -> list[tuple[int, int]]:
+    """The positions and repeats that a lease is for."""
+    repeats, first = claims.spec.trials, claims.first
+    numbers = range(first, first + claims.count)
+    return [(claims.positions[n // repeats - first // repeats], n % repeats) for n in numbers]
+
+
+async def test_two_faults_split_a_shard(hub: Hub) -> None:
+    run = await hub.create(1000, trials=3, selection=run_pb2.Selection(sample=67))
+    before = await hub.shards(run.name)
+    await hub.release(await hub.lease(shard(run), "a"), FAULT, "out of memory")
+    late = await hub.lease(shard(run), "b")
+    await expire(hub, run)
+    await hub.reaper.step()
+    rows = await hub.shards(run.name)
+    parts = [row for row in rows if row["reason"]]
+    # The first keeps its number, the others have new ones, and all of them the attempt: it ranks results.
+    assert [row["number"] for row in parts] == [0, *range(len(before), len(rows))]
+    assert len(parts) > 1
+    assert {(row["state"], row["attempt"], row["reason"]) for row in parts} == {
+        ("PENDING", 2, "the lease of runner b ran out")
+    }
+    now = await hub.get(run.name)
+    assert (now.progress.shards, now.progress.shards_done) == (len(rows), 0)
+    # Who had the whole has nothing of it any more, and whoever comes next has its part.
+    assert (await hub.renew(late)).verdict == LOST
+    with refused(LeaseLost):
+        await hub.complete(late)
+    held = [await hub.lease(shard(run, row["number"]), "c") for row in parts]
+    assert {each.claims.attempt for each in held} == {3}
+    assert [trial for each in held for trial in trials_of(each.claims)] == trials_of(late.claims)
+    for each in held:
+        await hub.complete(each)
+    for row in before[1:]:
+        await hub.complete(await hub.lease(shard(run, row["number"]), "c"))
+    assert (await hub.get(run.name)).state == run_pb2.Run.STATE_SCORING
 
 
 async def test_what_the_provider_refuses_for_good_pauses_the_run(here: World) -> None:
@@ -266,6 +382,23 @@ async def test_what_the_provider_refuses_for_good_pauses_the_run(here: World) ->
     assert await states(hub, run) == {"PENDING": 7}
     with refused(LeaseLost):
         await hub.lease(shard(run, 2))
+
+
+async def test_what_is_refused_for_good_pauses_the_run_also_when_the_lease_has_just_run_out(hub: Hub) -> None:
+    run = await hub.create(100)
+    held = await hub.lease(shard(run, 0), "a")
+    await expire(hub, run)
+    await hub.reaper.step()
+    await hub.release(held, STOPPING)
+    assert (await hub.get(run.name)).state == run_pb2.Run.STATE_RUNNING
+    await hub.release(held, PERMANENT, "401 invalid_api_key")
+    after = await hub.get(run.name)
+    assert (after.state, after.state_message) == (run_pb2.Run.STATE_PAUSED, "401 invalid_api_key")
+    # What was met before the run was resumed does not pause it again.
+    request = run_pb2.ResumeRunRequest(name=run.name, epoch=after.epoch)
+    await hub.runs.ResumeRun(request, metadata=hub.as_())
+    await hub.release(held, PERMANENT, "401 invalid_api_key")
+    assert (await hub.get(run.name)).state == run_pb2.Run.STATE_RUNNING
 
 
 async def rings_of(hub: Hub, runner: str) -> list[str]:
@@ -318,6 +451,129 @@ async def test_permits_of_a_runner_end_at_what_it_can_do(hub: Hub) -> None:
     run = await hub.create(100)
     assert (await hub.lease(shard(run, 0), "a")).permits == 10
     assert (await hub.lease(shard(run, 1), "b")).permits == 54
+
+
+async def passes(hub: Hub) -> None:
+    """Let the time pass for which permits of gone runners are kept."""
+    await hub.db.execute("UPDATE permits SET free_at = now() - interval '1 second' WHERE free_at IS NOT NULL")
+
+
+async def test_permits_of_a_runner_whose_lease_ran_out_are_kept_for_a_while(hub: Hub) -> None:
+    """It may only stand still, and its calls be in flight: nobody else gets them before they must have ended."""
+    run = await hub.create(100)
+    for_b = await rings_of(hub, "b")
+    a, b = await hub.lease(shard(run, 0), "a"), await hub.lease(shard(run, 1), "b")
+    for in_use in (64, 32):
+        await hub.renew(a, in_use)
+    assert (await hub.renew(b)).permits == 32
+    await hub.db.execute("UPDATE shards SET expires_at = now() - interval '1 second' WHERE runner = 'a'")
+    await hub.reaper.step()
+    assert (await hub.renew(b, 32)).permits == 32
+    assert await permits(hub) == {"a": 32, "b": 32}
+    await hub.reaper.step()
+    assert await permits(hub) == {"a": 32, "b": 32}
+    rung = len(for_b)
+    await passes(hub)
+    await hub.reaper.step()
+    await eventually(lambda: len(for_b) > rung)
+    assert (await hub.renew(b, 32)).permits == 64
+    assert await permits(hub) == {"b": 64}
+
+
+async def test_permits_that_were_kept_are_the_runners_again_when_it_renews(hub: Hub) -> None:
+    run = await hub.create(100)
+    a = await hub.lease(shard(run, 0), "a")
+    await expire(hub, run)
+    await hub.reaper.step()
+    assert (await hub.renew(a, 64)).permits == 64
+    await passes(hub)
+    await hub.reaper.step()
+    assert await permits(hub) == {"a": 64}
+
+
+async def test_a_runner_that_leaves_leaves_its_permits(hub: Hub) -> None:
+    run = await hub.create(100)
+    await hub.keep("a")
+    await hub.lease(shard(run, 0), "a")
+    await expire(hub, run)
+    await hub.reaper.step()
+    assert await permits(hub) == {"a": 64}
+    await hub.runner.RemoveRunner(lease_pb2.RemoveRunnerRequest(runner="a"))
+    assert await permits(hub) == {}
+
+
+async def test_calls_that_are_in_flight_without_a_lease_are_counted_for_a_while(hub: Hub) -> None:
+    """A runner wakes up after its shard was given to another one: what it says it has is there."""
+    run = await hub.create(100)
+    a = await hub.lease(shard(run, 0), "a")
+    await expire(hub, run)
+    await hub.reaper.step()
+    await passes(hub)
+    await hub.reaper.step()
+    b = await hub.lease(shard(run, 0), "b")
+    assert (await hub.renew(b)).permits == 64
+    # Told 64 and none of them in use: there is room for nothing else until b has given some back.
+    assert (await hub.renew(a, 20)).verdict == LOST
+    assert await permits(hub) == {"b": 64}
+    await hub.complete(b)
+    b = await hub.lease(shard(run, 1), "b")
+    await hub.release(b, STOPPING)
+    assert (await hub.renew(a, 20)).verdict == LOST
+    assert await permits(hub) == {"a": 20}
+    assert (await hub.lease(shard(run, 1), "b")).permits == 44
+
+
+async def test_every_answer_about_permits_says_which_is_newer(hub: Hub) -> None:
+    run = await hub.create(100)
+    versions = []
+    for number in range(2):
+        request = lease_pb2.LeaseShardRequest(
+            shard=shard(run, number), runner="a", request_id=str(uuid.uuid4())
+        )
+        held = await hub.runner.LeaseShard(request)
+        claims = lease_pb2.LeaseClaims.FromString(held.lease.claims)
+        versions.append(held.permits_version)
+        of: dict[str, Any] = {
+            "shard": claims.shard,
+            "attempt": claims.attempt,
+            "runner": "a",
+            "permits_in_use": 64,
+        }
+        versions.append((await hub.runner.RenewLease(lease_pb2.RenewLeaseRequest(**of))).permits_version)
+        for _ in range(2):
+            done = await hub.runner.CompleteShard(lease_pb2.CompleteShardRequest(**of))
+            assert done.permits == 0
+            versions.append(done.permits_version)
+    # Nothing was said twice; where it is nothing, it may be a newer nothing.
+    assert versions[0] == versions[1]
+    assert sorted(versions) == versions
+    assert len(set(versions)) == 6
+
+
+async def test_a_report_that_was_overtaken_counts_for_nothing(hub: Hub) -> None:
+    """A renewal is processed late, at a hub that stood still, after the runner was told of more and took it."""
+    run = await hub.create(100)
+    a, b = await hub.lease(shard(run, 0), "a"), await hub.lease(shard(run, 1), "b")
+
+    async def renew(held: Held, in_use: int, version: int) -> lease_pb2.RenewLeaseResponse:
+        return await hub.runner.RenewLease(
+            lease_pb2.RenewLeaseRequest(
+                shard=held.claims.shard,
+                attempt=held.claims.attempt,
+                runner=held.claims.runner,
+                permits_in_use=in_use,
+                permits_version=version,
+            )
+        )
+
+    first = await renew(a, 64, 0)
+    assert first.permits == 32
+    # Forty calls are in flight still; it was said before that only ten are.
+    assert (await renew(a, 10, first.permits_version - 1)).permits == 32
+    assert (await renew(b, 0, 0)).permits == 0
+    assert (await permits(hub))["a"] == 64
+    assert (await renew(a, 40, first.permits_version)).permits == 32
+    assert (await renew(b, 0, 0)).permits == 24
 
 
 async def test_caps_hold_under_load(here: World) -> None:

@@ -124,7 +124,7 @@ class Hub:
 
     async def get(self, name: str) -> environment_pb2.Publication:
         request = environment_pb2.GetPublicationRequest(name=name)
-        return await self.stub.GetPublication(request, metadata=self.called.as_(Scope.READ))
+        return await self.stub.GetPublication(request, metadata=self.called.as_(Scope.READ, Scope.PUBLISH))
 
     async def publish(self, data: bytes, limits: Limits = LIMITS) -> environment_pb2.Publication:
         """Upload, work until there is nothing to do, and return how it ended."""
@@ -134,7 +134,9 @@ class Hub:
 
     async def version(self, name: str) -> environment_pb2.EnvironmentVersion:
         request = environment_pb2.GetEnvironmentVersionRequest(name=name)
-        return await self.stub.GetEnvironmentVersion(request, metadata=self.called.as_(Scope.READ))
+        return await self.stub.GetEnvironmentVersion(
+            request, metadata=self.called.as_(Scope.READ, Scope.ANSWERS)
+        )
 
     async def yank(self, name: str) -> environment_pb2.EnvironmentVersion:
         request = environment_pb2.YankEnvironmentVersionRequest(name=name)

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from pydantic import SecretStr
 
-from benchgen.errors import BenchgenError, LeaseLost, NotFound
+from benchgen.errors import BenchgenError, LeaseLost, NotFound, Unavailable
 from benchgen.eval.v1 import lease_pb2, lease_pb2_grpc
 from services.common import auth, rpc
 from services.common.config import RpcSettings
@@ -45,10 +45,17 @@ class Hub(lease_pb2_grpc.LeaseServiceServicer):
         self.error: BenchgenError | None = None
         """What every call is refused with, while set."""
         self.secret = ""
+        self.secret_error: BenchgenError | None = None
         self.renewals: list[lease_pb2.RenewLeaseRequest] = []
         self.completed: list[lease_pb2.CompleteShardRequest] = []
         self.released: list[lease_pb2.ReleaseShardRequest] = []
         self.runners: set[str] = set()
+        self.lost_leases = 0
+        """How many answers to requests for a lease are still to be lost on their way."""
+        self.lease_requests: list[str] = []
+        self.says_what_stopped = True
+        """Whether a runner that says that it is there hears which of its shards are stopped."""
+        self._out: set[str] = set()
         self.changed = asyncio.Event()
 
     def _heard(self) -> None:
@@ -63,8 +70,14 @@ class Hub(lease_pb2_grpc.LeaseServiceServicer):
         claims = self.shards.get(request.shard)
         if claims is None:
             raise NotFound(f"there is no shard {request.shard}")
-        claims.attempt += 1
+        self._out.add(request.shard)
+        if request.request_id not in self.lease_requests:
+            claims.attempt += 1
+        self.lease_requests.append(request.request_id)
         claims.runner = request.runner
+        if self.lost_leases:
+            self.lost_leases -= 1
+            raise Unavailable("the answer was lost")
         data = claims.SerializeToString()
         return lease_pb2.LeaseShardResponse(
             lease=lease_pb2.SignedLease(claims=data, signature=self.key.sign(data)),
@@ -82,19 +95,23 @@ class Hub(lease_pb2_grpc.LeaseServiceServicer):
     ) -> lease_pb2.CompleteShardResponse:
         self._heard()
         self.completed.append(request)
-        return lease_pb2.CompleteShardResponse(permits=0)
+        self._out.discard(request.shard)
+        return lease_pb2.CompleteShardResponse(permits=self.permits if self._out else 0)
 
     async def ReleaseShard(
         self, request: lease_pb2.ReleaseShardRequest, context: Any
     ) -> lease_pb2.ReleaseShardResponse:
         self._heard()
         self.released.append(request)
+        self._out.discard(request.shard)
         return lease_pb2.ReleaseShardResponse()
 
     async def GetModelSecret(
         self, request: lease_pb2.GetModelSecretRequest, context: Any
     ) -> lease_pb2.GetModelSecretResponse:
         self._heard()
+        if self.secret_error is not None:
+            raise self.secret_error
         return lease_pb2.GetModelSecretResponse(secret=self.secret)
 
     async def KeepRunner(
@@ -102,7 +119,8 @@ class Hub(lease_pb2_grpc.LeaseServiceServicer):
     ) -> lease_pb2.KeepRunnerResponse:
         self.runners.add(request.runner)
         self._heard()
-        return lease_pb2.KeepRunnerResponse()
+        stopped = self._out if self.verdict == Answer.VERDICT_STOP and self.says_what_stopped else ()
+        return lease_pb2.KeepRunnerResponse(stopped_shards=stopped)
 
     async def RemoveRunner(
         self, request: lease_pb2.RemoveRunnerRequest, context: Any

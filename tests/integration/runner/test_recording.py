@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from benchgen.errors import BenchgenError, LeaseLost, PermissionDenied, Unauthenticated, Unavailable
 from benchgen.eval.v1 import lease_pb2, result_pb2, result_pb2_grpc
@@ -25,6 +26,9 @@ from tests.integration.scorer.support import (
     new_seed,
 )
 
+# One loop and one scorer for all tests of the module: starting each takes longer than most tests.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 
 class Stored:
     """Counts what was acknowledged."""
@@ -36,7 +40,7 @@ class Stored:
         self.count += count
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def wire(scorer: Scorer) -> AsyncIterator[Wire]:
     """The way to the scorer."""
     async with wire_to(scorer.port) as opened:
@@ -114,7 +118,7 @@ async def test_a_wire_that_is_cut_again_and_again(
 
     async with through(wire, scorer, claims_of(spec), stored) as (stream, carrier):
         cutter = asyncio.create_task(cutting())
-        for n in range(256):
+        for n in range(160):
             stream.add(answer(n, "x" * 2_000))
             await asyncio.sleep(chance.uniform(0, 0.015))
             # What is not acknowledged is known at every moment.
@@ -122,11 +126,11 @@ async def test_a_wire_that_is_cut_again_and_again(
         ended.set()
         await cutter
         await drained(stream, carrier)
-        assert (stream.outstanding, stored.count) == (0, 256)
-    assert wire.opened > 4
-    assert await positions(scorer, spec.run) == list(range(256))
+        assert (stream.outstanding, stored.count) == (0, 160)
+    assert wire.opened > 3
+    assert await positions(scorer, spec.run) == list(range(160))
     totals = await scorer.progress(spec.run)
-    assert (totals.recorded, totals.calls, totals.input_tokens) == (256, 256, 2560)
+    assert (totals.recorded, totals.calls, totals.input_tokens) == (160, 160, 1600)
 
 
 async def test_a_scorer_that_comes_later(scorer: Scorer, environment: Environment, wire: Wire) -> None:
@@ -208,9 +212,18 @@ async def test_refused_results_are_named_and_count_as_dealt_with(
         for result in (answer(0), foreign, answer(2)):
             stream.add(result)
         await drained(stream, carrier)
-        assert stored.count == 3
+        assert (stored.count, stream.outstanding) == (3, 0)
+        # That it was refused was refused as well.
         assert [(r.position, r.trial) for r in stream.rejections] == [(1, 0)]
-    assert await positions(scorer, spec.run) == [0, 2]
+        odd = answer(3)
+        odd.usage.output_tokens = 2**31
+        stream.add(odd)
+        await drained(stream, carrier)
+        assert (stored.count, stream.outstanding, len(stream.rejections)) == (4, 0, 1)
+    assert await positions(scorer, spec.run) == [0, 2, 3]
+    refused = (await scorer.list(spec.run, case_id="sum-3")).results[0]
+    assert refused.outcome == result_pb2.OUTCOME_HARNESS_ERROR
+    assert "usage.output_tokens: at most" in refused.error
 
 
 class Breaking:

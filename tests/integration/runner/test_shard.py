@@ -11,13 +11,16 @@ from typing import Any
 
 import orjson
 import pytest
+import pytest_asyncio
 from aiohttp import web
 
 from benchgen.errors import InvalidInput, LeaseLost, NotFound, Unavailable
 from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2, result_pb2_grpc, run_pb2
 from services.common.models.client import ModelClient
+from services.common.models.types import Fault
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
+from services.runner.harness.chat import ChatHarness, Trial
 from services.runner.keeper import HeldLease
 from services.runner.lanes import Lane
 from services.runner.shard import PermanentFault, ShardWork
@@ -34,6 +37,9 @@ from tests.integration.scorer.support import (
     fault,
     object_settings,
 )
+
+# One loop and one scorer for all tests of the module: starting each takes longer than most tests.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STOP = lease_pb2.RenewLeaseResponse.VERDICT_STOP
 
@@ -126,7 +132,7 @@ class Bench:
         return totals.recorded, totals.passed
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def bench(
     scorer: Scorer, environment: Environment, buckets: conftest.ObjectStore
 ) -> AsyncIterator[Bench]:
@@ -241,6 +247,116 @@ async def test_a_call_that_fails_is_a_result_of_its_own(bench: Bench) -> None:
     assert "it broke" in broken.error
     totals = await bench.scorer.progress(spec.run)
     assert (totals.recorded, totals.faults, totals.passed) == (4, 1, 3)
+
+
+async def outcomes(bench: Bench, run: str) -> dict[int, str]:
+    """How the trials ended that are not OK, by position."""
+    page = await bench.scorer.list(run, page_size=1000)
+    return {
+        result.position: result_pb2.Outcome.Name(result.outcome).removeprefix("OUTCOME_").lower()
+        for result in page.results
+        if result.outcome != result_pb2.OUTCOME_OK
+    }
+
+
+async def test_odd_things_that_a_provider_says_concern_their_case_alone(bench: Bench) -> None:
+    """Half characters, NUL, and numbers of tokens that nothing has a place for."""
+
+    async def bend(number: int) -> web.Response | None:
+        if number == 1:
+            body, status = rb'{"error": {"message": "no \ud800\u0000"}}', 400
+        elif number == 2:
+            body, status = (
+                rb"""{"model": "m\udc00", "choices": [{"message": {"content": "4", "reasoning": "\ud800"},
+                "finish_reason": "\ud83d"}], "usage": {"prompt_tokens": 1099511627776, "completion_tokens": 5}}""",
+                200,
+            )
+        else:
+            return None
+        return web.Response(body=body, status=status, content_type="application/json")
+
+    bench.endpoint.bend = bend
+    spec = bench.spec(cases=6)
+    assert await bench.run(bench.lease(spec))
+    assert await bench.passed(spec.run) == (6, 5)
+    assert await outcomes(bench, spec.run) == {1: "provider_error"}
+    _, refused, odd, *_ = (await bench.scorer.list(spec.run)).results
+    assert refused.error == "bad_request: no \ufffd\ufffd"
+    assert (odd.response, odd.reasoning, odd.finish_reason) == ("4", "\ufffd", "\ufffd")
+    assert odd.reported_model == "m\ufffd"
+    assert not odd.usage.HasField("input_tokens")
+    totals = await bench.scorer.progress(spec.run)
+    # What was refused cost nothing; of the one whose tokens are unknown the cost is, too.
+    assert (totals.calls, totals.calls_of_unknown_cost, totals.cost_picousd) == (6, 1, 4 * 20_000_000)
+
+
+async def test_a_trial_on_which_the_harness_breaks_is_a_result_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ChatHarness.run
+
+    async def run(self: ChatHarness, trial: Trial) -> Any:
+        if trial.position == 2:
+            raise ZeroDivisionError("of all things")
+        return await real(self, trial)
+
+    monkeypatch.setattr(ChatHarness, "run", run)
+    spec = bench.spec(cases=5)
+    assert await bench.run(bench.lease(spec))
+    assert await bench.passed(spec.run) == (5, 4)
+    assert await outcomes(bench, spec.run) == {2: "harness_error"}
+    assert (await bench.scorer.list(spec.run)).results[2].error == "ZeroDivisionError: of all things"
+
+
+async def test_a_result_that_the_scorer_refuses_is_recorded_as_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ChatHarness.run
+
+    async def run(self: ChatHarness, trial: Trial) -> Any:
+        answer = await real(self, trial)
+        if trial.position == 2 and not isinstance(answer, Fault):
+            answer[0].latency_ms = -1
+        return answer
+
+    monkeypatch.setattr(ChatHarness, "run", run)
+    spec = bench.spec(cases=5)
+    assert await bench.run(bench.lease(spec))
+    assert await bench.passed(spec.run) == (5, 4)
+    assert await outcomes(bench, spec.run) == {2: "harness_error"}
+    refused = (await bench.scorer.list(spec.run)).results[2]
+    assert refused.error.startswith("the scorer refused the result: latency_ms: expected milliseconds")
+    assert not refused.HasField("cost_picousd")
+    totals = await bench.scorer.progress(spec.run)
+    assert (totals.calls, totals.calls_of_unknown_cost) == (5, 1)
+    assert (bench.lane.unstored, bench.lane.waiting, bench.lane.limit.in_flight) == (0, 0, 0)
+
+
+async def test_what_calls_cost_that_have_no_answer(bench: Bench) -> None:
+    """What was refused cost nothing, what says what it used cost that, and of what was cut nobody knows."""
+
+    async def bend(number: int) -> web.Response | None:
+        if number == 0:
+            return web.Response(status=500, text="it broke")
+        if number == 1:
+            used = {"prompt_tokens": 10, "completion_tokens": 5}
+            return web.json_response({"choices": [], "usage": used})
+        if number == 2:
+            return web.json_response({"choices": []})
+        return None
+
+    bench.endpoint.bend = bend
+    spec = bench.spec(cases=4)
+    assert await bench.run(bench.lease(spec))
+    tries = spec.max_tries
+    totals = await bench.scorer.progress(spec.run)
+    assert (totals.calls, totals.calls_of_unknown_cost) == (3 * tries + 1, tries)
+    assert totals.cost_picousd == (tries + 1) * 20_000_000
+    costs = [
+        result.cost_picousd if result.HasField("cost_picousd") else None
+        for result in (await bench.scorer.list(spec.run)).results
+    ]
+    assert costs == [0, tries * 20_000_000, None, 20_000_000]
 
 
 # ---------------------------------------------------------------------------------------- as it should not
@@ -396,11 +512,13 @@ async def test_a_lease_that_ended_before_the_first_call(bench: Bench) -> None:
 
 async def test_a_lease_that_lapsed_before_the_first_call(bench: Bench) -> None:
     lease = bench.lease(bench.spec(cases=5))
-    lease.lapsed = True
+    lease.expires = monotonic()
     async with running(bench, lease) as work:
         await asyncio.sleep(0.5)
         assert bench.endpoint.asked == []
-        bench.lane.set_paused(lease.claims.shard, paused=False)
+        # Renewed late.
+        lease.expires = monotonic() + 60
+        bench.lane.set_permits(8)
         assert await work
 
 

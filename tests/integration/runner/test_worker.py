@@ -13,11 +13,19 @@ from typing import Any
 import nats
 import orjson
 import pytest
+import pytest_asyncio
 from aiohttp import web
 from nats.js.errors import NotFoundError
 from pydantic import SecretStr
 
-from benchgen.errors import LeaseLost, Unavailable
+from benchgen.errors import (
+    BenchgenError,
+    FailedPrecondition,
+    LeaseLost,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+)
 from benchgen.eval.v1 import event_pb2, lease_pb2, model_pb2, run_pb2
 from services.common import bus
 from services.common.process import Process
@@ -28,6 +36,9 @@ from tests.integration.model_servers import http_server
 from tests.integration.runner.support import Hub, Wire, serving, until, wire_to
 from tests.integration.runner.test_shard import completion
 from tests.integration.scorer.support import Environment, Scorer, claims_of, object_settings
+
+# One loop and one scorer for all tests of the module: starting each takes longer than most tests.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 Release = lease_pb2.ReleaseShardRequest
 Answer = lease_pb2.RenewLeaseResponse
@@ -50,7 +61,8 @@ class World:
 
     def shards(self, count: int = 1, *, cases: int = 20, **fields: Any) -> run_pb2.RunSpec:
         """Give the hub the shards of a new run."""
-        model = model_pb2.Model(name="m", base_url=self.url, model_id="m-1", **fields)
+        fields = {"name": "m", "base_url": self.url} | fields
+        model = model_pb2.Model(model_id="m-1", **fields)
         spec = self.environment.spec(cases=cases * count, subject=run_pb2.Subject(model=model))
         for number in range(count):
             claims = claims_of(spec, first=number * cases, count=cases, attempt=0)
@@ -69,7 +81,7 @@ class World:
             await self.ring(shard)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def world(
     scorer: Scorer,
     environment: Environment,
@@ -84,7 +96,8 @@ async def world(
         key = request.headers.get("authorization", "")
         keys.add(key)
         if key == "Bearer bad":
-            return web.json_response({"error": {"message": "Incorrect API key"}}, status=401)
+            body = rb'{"error": {"message": "Incorrect API key \ud800\u0000"}}'
+            return web.Response(body=body, status=401, content_type="application/json")
         asked.append(orjson.loads(await request.read())["messages"][-1]["content"])
         await gate.wait()
         return completion(str(2 * int(asked[-1].split()[0])))
@@ -102,6 +115,7 @@ async def world(
             scorer_address=f"127.0.0.1:{scorer_wire.port}",
             nats_url=SecretStr(nats_url),
             service_token=SecretStr(scorer.tokens["runner"]),
+            simulator_token=SecretStr("for-the-simulator"),
             stop_seconds=0.5,
             **dict(object_settings(buckets, "runner")),
         )
@@ -179,7 +193,55 @@ async def test_a_provider_that_refuses_for_good_is_told_in_its_words(world: Worl
     await world.hub.until(lambda: world.hub.released)
     (request,) = world.hub.released
     assert request.reason == Release.REASON_PERMANENT
-    assert "Incorrect API key" in request.message
+    # Also when no text can hold them.
+    assert request.message == "Incorrect API key \ufffd\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("error", "fields"),
+    [
+        (FailedPrecondition("the secret of `m` was encrypted with another master key"), {}),
+        (PermissionDenied("this lease was not signed by the hub"), {}),
+        (NotFound("there is no model `m`"), {}),
+        (None, {"base_url": "ftp://models/v1"}),
+    ],
+)
+async def test_what_somebody_has_to_set_right_is_no_fault_of_a_shard(
+    world: World, error: BenchgenError | None, fields: dict[str, Any]
+) -> None:
+    """Three faults, and the run would end as if there had been nothing to do."""
+    world.shards(has_secret=True, **fields)
+    world.hub.secret, world.hub.secret_error = "sk-1", error
+    await world.ring_all()
+    await world.hub.until(lambda: world.hub.released)
+    (request,) = world.hub.released
+    assert request.reason == Release.REASON_PERMANENT
+    assert (error.message if error else "base_url: expected http://HOST") in request.message
+    assert world.asked == []
+
+
+async def test_a_lease_that_is_lost_before_the_first_call_is_no_refusal(world: World) -> None:
+    world.shards(has_secret=True)
+    world.hub.secret_error = LeaseLost("somebody else has it")
+    await world.ring_all()
+    await world.hub.until(lambda: world.hub.released)
+    assert world.hub.released[0].reason == Release.REASON_FAULT
+
+
+async def test_a_ring_that_nobody_can_read_is_put_away(world: World, nats_url: str) -> None:
+    await world.rings.publish(bus.SHARDS_QUEUED, b"\xff\xff\xff", message_id=secrets.token_hex(8))
+    await until(lambda: _none_left(nats_url))
+    world.shards()
+    await world.ring_all()
+    await world.hub.until(lambda: world.hub.completed)
+
+
+async def test_the_simulator_is_shown_a_token_of_its_own(world: World) -> None:
+    """It is called by plain HTTP: what opens the hub must not go there."""
+    world.shards(name="builtin/simulated")
+    await world.ring_all()
+    await world.hub.until(lambda: world.hub.completed)
+    assert world.keys == {"Bearer for-the-simulator"}
 
 
 async def test_a_runner_that_stops_hands_back_what_it_holds(world: World) -> None:
@@ -224,6 +286,29 @@ async def test_a_run_that_is_cancelled_ends_at_once(world: World) -> None:
     assert monotonic() - started < 2
     assert world.hub.released[0].reason == Release.REASON_STOPPING
     assert len(world.asked) == 8
+
+
+async def test_a_run_that_is_cancelled_ends_soon_although_the_ring_is_lost(world: World) -> None:
+    world.shards(2)
+    world.gate.clear()
+    await world.ring_all()
+    await until(lambda: len(world.asked) >= 8)
+    world.hub.verdict = Answer.VERDICT_STOP
+    started = monotonic()
+    await world.hub.until(lambda: len(world.hub.released) == len({r.shard for r in world.hub.renewals}) > 0)
+    assert monotonic() - started < 2
+    assert len(world.asked) == 8
+
+
+async def test_a_lease_whose_answer_is_lost_is_asked_for_until_it_comes(world: World) -> None:
+    """Else the shard would be nobody's until the lease has run out."""
+    world.shards()
+    world.hub.lost_leases = 4
+    await world.ring_all()
+    await world.hub.until(lambda: world.hub.completed)
+    assert [request.attempt for request in world.hub.completed] == [1]
+    assert len(world.hub.lease_requests) == 5
+    assert len(set(world.hub.lease_requests)) == 1
 
 
 async def test_a_shard_that_somebody_else_has_is_left_alone(world: World) -> None:

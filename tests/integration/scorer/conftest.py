@@ -10,13 +10,13 @@ from typing import Any
 
 import asyncpg
 import pytest
+import pytest_asyncio
 
 from services.local import credentials
 from services.local.servers.postgres import DATABASE, PostgresServer
 from services.local.servers.seaweed import BUCKETS, SeaweedServer
 from tests import conftest
 from tests.integration.scorer import support
-
 
 # From the far end of those that `object_store` hands out.
 _prefixes = reversed(conftest.BUCKET_PREFIXES)
@@ -61,7 +61,7 @@ def buckets(object_server: SeaweedServer, environment: support.Environment) -> c
     return store
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scorer(scorer_dsn: str, buckets: conftest.ObjectStore) -> AsyncIterator[support.Scorer]:
     """A running scorer."""
     async with support.scoring(scorer_dsn, buckets) as running:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import asyncpg
@@ -12,6 +12,7 @@ import pytest
 
 from services.common import db
 from services.scorer import app, store
+from tests import conftest
 
 RESULTS = 50_000
 
@@ -30,11 +31,13 @@ _SHOWN = {"Node Type", "Index Name", "Relation Name", "Index Cond", "Filter", "A
 
 #: Each with its arguments after the run, and the most rows that it may look at.
 QUERIES = {
-    "list_results": ((40_000, 0, 51, None), 60),
+    "list_results": ((40_000, 0, 51), 60),
+    "list_case": ((-1, -1, 51, "case-40000"), 4),
     "list_failed": ((40_000, 0, 51, 0, 0), 110),
     "list_passed": ((40_000, 0, 51, 0, 0), 140),
     "list_unscored": ((40_000, 0, 51, 0, 0), 160),
     "held_trials": ((30_000, 30_255), 260),
+    "find_incomplete": (([0, 30_000], [0, 0], [255, 30_255], [0, 0], [256, 256]), 520),
     "standing_results": (([7, 40_000], [0, 0]), 4),
     "scores_of": ((0, [7, 40_000], [0, 0], [0, 1]), 4),
     "get_progress": ((), 2),
@@ -42,8 +45,12 @@ QUERIES = {
 
 
 @pytest.fixture
-async def connection(scorer_dsn: str) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
-    async with db.pool(scorer_dsn, app.MIGRATIONS, size=1) as pool, pool.acquire() as connection:
+async def connection(
+    database: Callable[..., conftest.Database],
+) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy]:
+    """Of a database of its own: what other tests leave behind is in its statistics, and may tip a plan."""
+    dsn = database().dsn("scorer")
+    async with db.pool(dsn, app.MIGRATIONS, size=1) as pool, pool.acquire() as connection:
         yield connection
 
 

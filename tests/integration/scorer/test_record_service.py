@@ -34,6 +34,9 @@ from tests.integration.scorer.support import (
     subject,
 )
 
+# One loop and one scorer for all tests of the module: starting each takes longer than most tests.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 REPORTED = result_pb2.SealRunResponse.STATE_REPORTED
 
 

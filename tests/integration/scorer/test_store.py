@@ -16,6 +16,7 @@ from benchgen.scoring.rules import RuleScore
 from services.common import db
 from services.scorer import app, store
 from services.scorer.domain import Outcome, Record, ScoredRecord, Totals
+from services.scorer.recorder import Recorder
 
 PASSED = RuleScore(1.0, True, "4", "", None)
 FAILED = RuleScore(0.0, False, "5", "expected 4", None)
@@ -57,8 +58,12 @@ def item(
     """An attempt that made two calls of known cost, ten tokens each way."""
     fields.setdefault("calls", 2)
     fields.setdefault("cost_picousd", 1000)
+    if fields["cost_picousd"] is None:
+        fields.setdefault("calls_of_unknown_cost", fields["calls"])
     fields.setdefault("input_tokens", 10)
     fields.setdefault("output_tokens", 20)
+    if fields["cost_picousd"] is None:
+        fields.setdefault("calls_of_unknown_cost", fields["calls"])
     record = Record(
         position, trial, attempt, outcome, f"case-{position}", f"attempt {attempt} at {position}", **fields
     )
@@ -219,6 +224,11 @@ async def test_unknown_cost_is_counted_as_unknown(pool: asyncpg.Pool, run: str) 
     await put(pool, run, item(0, cost_picousd=None), item(1, calls=0, cost_picousd=None), item(2))
     totals = await check(pool, run)
     assert (totals.cost_picousd, totals.calls_of_unknown_cost, totals.calls) == (1000, 2, 4)
+    # Of two calls one: what the other cost is not lost.
+    await put(pool, run, item(3, cost_picousd=None, known_picousd=400, calls_of_unknown_cost=1))
+    async with pool.acquire() as connection:
+        totals = (await store.progress(connection, [run]))[run]
+    assert (totals.cost_picousd, totals.calls_of_unknown_cost, totals.calls) == (1400, 3, 6)
 
 
 async def test_tokens_of_tries_that_failed_count_too(pool: asyncpg.Pool, run: str) -> None:
@@ -245,7 +255,7 @@ async def test_writers_that_overlap_neither_deadlock_nor_disagree(scorer_dsn: st
             for attempt in range(1, 7)
             for start in (0, width // 2)
         ]
-        for _ in range(4):
+        for _ in range(2):
             await asyncio.gather(
                 *(put(one, run, *batch) for batch in batches),
                 *(put(other, run, *reversed(batch)) for batch in batches),
@@ -289,3 +299,22 @@ async def test_a_seal_lets_nothing_in_after_it(scorer_dsn: str) -> None:
             with pytest.raises(LeaseLost):
                 await put(writers, run, item(0, 3))
             assert await check(sealers, run) == at_seal
+
+
+async def test_a_value_that_cannot_be_stored_harms_its_own_batch_only(pool: asyncpg.Pool, run: str) -> None:
+    """Batches that wait together are committed together, and one of them has a number that is out of range."""
+    recorder = Recorder(pool)
+    batches = [[item(0)], [item(1, input_tokens=2**40), item(2)], [item(3)], [item(4, error="\0")], [item(5)]]
+    outcomes = await asyncio.gather(
+        *(recorder.store(run, batch) for batch in batches), return_exceptions=True
+    )
+    assert [isinstance(outcome, asyncpg.DataError) for outcome in outcomes] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+    rows = await pool.fetch("SELECT position FROM results WHERE run_id = $1 ORDER BY position", run)
+    assert [row["position"] for row in rows] == [0, 3, 5]
+    assert await pool.fetchval("SELECT recorded FROM run_progress WHERE run_id = $1", run) == 3

@@ -330,6 +330,33 @@ class Platform(
         run.state = Run.STATE_CANCELLED
         return run
 
+    def PauseRun(self, request: run_pb2.PauseRunRequest, context: grpc.ServicerContext) -> Run:  # noqa: N802
+        self.admit(context)
+        run = self.runs[request.name]
+        if run.state not in (Run.STATE_QUEUED, Run.STATE_RUNNING, Run.STATE_PAUSED):
+            refuse(context, code_pb2.FAILED_PRECONDITION, "it has ended", "FAILED_PRECONDITION")
+        run.state = Run.STATE_PAUSED
+        return run
+
+    def ResumeRun(self, request: run_pb2.ResumeRunRequest, context: grpc.ServicerContext) -> Run:  # noqa: N802
+        self.admit(context)
+        run = self.runs[request.name]
+        if run.state == Run.STATE_PAUSED or self.missing:
+            run.state = Run.STATE_RUNNING
+            run.epoch += 1
+        return run
+
+    def DeleteRun(  # noqa: N802
+        self, request: run_pb2.DeleteRunRequest, context: grpc.ServicerContext
+    ) -> run_pb2.DeleteRunResponse:
+        self.admit(context)
+        if request.name not in self.runs:
+            refuse(context, code_pb2.NOT_FOUND, f'there is no run "{request.name}"', "NOT_FOUND")
+        if self.runs[request.name].state in (Run.STATE_QUEUED, Run.STATE_RUNNING, Run.STATE_PAUSED):
+            refuse(context, code_pb2.FAILED_PRECONDITION, "cancel it first", "FAILED_PRECONDITION")
+        del self.runs[request.name]
+        return run_pb2.DeleteRunResponse()
+
     def WatchRun(  # noqa: N802
         self, request: run_pb2.WatchRunRequest, context: grpc.ServicerContext
     ) -> Iterator[Run]:

@@ -221,6 +221,28 @@ def test_runs_are_listed_shown_and_cancelled(benchgen: Command) -> None:
     assert "is cancelled" in benchgen("runs", "cancel", "latest").out
 
 
+def test_a_run_is_paused_resumed_and_removed(benchgen: Command, platform: Platform) -> None:
+    run = benchgen(*SIMULATED, "--detach", "--json").json()["run"]
+    assert f"benchgen runs pause {run}" in benchgen("runs", "show", run).out
+    paused = benchgen("runs", "pause", "latest")
+    assert (paused.code, paused.out) == (0, f"{run} is paused\n")
+    assert f"benchgen runs resume {run}" in paused.err
+    platform.end_state = Run.STATE_PAUSED
+    assert "resume, cancel" in benchgen("runs", "list").out
+    refused = benchgen("runs", "rm", run)
+    assert (refused.code, "cancel it first" in refused.err) == (2, True)
+    resumed = benchgen("runs", "resume", run)
+    assert (resumed.code, resumed.out) == (0, f"{run} is running\n")
+    assert f"benchgen runs watch {run}" in resumed.err
+    platform.end_state = Run.STATE_SUCCEEDED
+    assert benchgen("runs", "watch", run).code == 0
+    again = benchgen("runs", "resume", run)
+    assert (again.code, again.out) == (0, f"{run} is succeeded\n")
+    assert benchgen("runs", "pause", run).code == 2
+    assert benchgen("runs", "rm", run).out == f"{run} is removed\n"
+    assert benchgen("runs", "show", run).code == 2
+
+
 def _command(address: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     environment = os.environ | {"BENCHGEN_SERVER": address, "BENCHGEN_API_KEY": API_KEY, "COLUMNS": "100"}
     return [sys.executable, "-m", "benchgen.cli.main", *arguments], environment

@@ -38,8 +38,9 @@ def test_a_principal_arrives_as_it_was_sealed() -> None:
 
 def test_a_principal_does_not_last() -> None:
     assert opened(sealed(time.time() + 5)).key_id == "key-1"
+    # Clocks differ; not by as much as this.
     with pytest.raises(PermissionDenied, match="expired"):
-        opened(sealed(time.time() - 1))
+        opened(sealed(time.time() - 600))
     body = orjson.loads(seal_principal(ADA, GATEWAY)[64:])
     assert 0 < body["expires"] - time.time() <= 60
 

@@ -90,7 +90,7 @@ async def test_a_fault_that_passes_is_counted_and_waited_out(error: Exception) -
     before = faults("patient")
     async with process() as made:
         made.loop("patient", steps, every=0.05)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.2)
     assert steps.count >= 2
     assert faults("patient") == before + 1
 
@@ -147,3 +147,20 @@ async def test_settled_waits_for_steps_that_end_and_cancels_those_that_do_not() 
         assert not ending.cancelled()
         await asyncio.sleep(0)
         assert hanging.cancelled()
+
+
+async def test_a_fault_on_the_way_out_does_not_keep_a_loop_alive() -> None:
+    """A step that is cancelled and meets a lost connection while it cleans up."""
+
+    async def step() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise asyncpg.InterfaceError("connection is closed")
+
+    async with asyncio.timeout(2), process() as made:
+        task = made.loop("a", step, every=60)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 from services.hub.runs.domain import (
     ENDED,
+    ENDS_EPOCH,
+    FAULTS_BEFORE_SPLIT,
+    LEASABLE,
     MOST_FAULTS,
+    Company,
+    Following,
     LeaseKind,
     LeaseView,
     RunEvent,
@@ -22,10 +27,14 @@ from services.hub.runs.domain import (
     ShardState,
     Verdict,
     after_lease,
+    check_removable,
     complete,
+    extends,
+    faults_after_expiry,
     lease,
     new_run_id,
     renew,
+    split,
     transition,
 )
 
@@ -62,11 +71,75 @@ def follow(state: RunState, events: list[RunEvent]) -> list[RunState]:
     return states
 
 
-@given(st.lists(EVENTS, max_size=30))
-def test_an_end_is_final(events: list[RunEvent]) -> None:
+RESUMES = frozenset({RunEvent.RESUMED, RunEvent.REQUEUED})
+
+
+@given(st.lists(EVENTS.filter(lambda event: event not in RESUMES), max_size=30))
+def test_an_end_is_final_unless_the_run_is_resumed(events: list[RunEvent]) -> None:
     states = follow(RunState.QUEUED, events)
     ended = next((index for index, state in enumerate(states) if state in ENDED), len(states))
     assert len(set(states[ended:])) <= 1
+
+
+@given(STATES, st.sampled_from(sorted(RESUMES)))
+def test_resuming_starts_what_stands_and_leaves_the_rest(state: RunState, event: RunEvent) -> None:
+    begun = RunState.RUNNING if event is RunEvent.RESUMED else RunState.QUEUED
+    if state is RunState.CANCELLING:
+        with pytest.raises(FailedPrecondition, match="wait until it is cancelled, then resume it"):
+            transition(state, event)
+    else:
+        stands = state is RunState.PAUSED or state in ENDED
+        assert transition(state, event) is (begun if stands else state)
+        assert transition(transition(state, event), event) is transition(state, event)
+
+
+@given(STATES)
+def test_only_what_has_shards_to_run_can_be_paused(state: RunState) -> None:
+    if state in (RunState.QUEUED, RunState.RUNNING, RunState.PAUSED):
+        assert transition(state, RunEvent.PAUSED) is RunState.PAUSED
+        assert transition(RunState.PAUSED, RunEvent.RESUMED) in LEASABLE
+    else:
+        with pytest.raises(FailedPrecondition):
+            transition(state, RunEvent.PAUSED)
+
+
+@given(st.lists(EVENTS, max_size=30))
+def test_no_state_is_a_trap(events: list[RunEvent]) -> None:
+    """Whatever happened: from every state the run can be brought to an end, and from there on again."""
+    state = follow(RunState.QUEUED, events)[-1]
+    ended = follow(state, [RunEvent.CANCELLED, RunEvent.REPORTED])[-1]
+    assert ended in ENDED
+    check_removable(ended)
+    assert transition(ended, RunEvent.RESUMED) is RunState.RUNNING
+
+
+@given(STATES, EVENTS)
+def test_what_takes_leases_back_ends_the_epoch(state: RunState, event: RunEvent) -> None:
+    """A run that can be leased of again, or for the last time, is in a new epoch: no lease from before counts."""
+    try:
+        following = transition(state, event)
+    except FailedPrecondition:
+        return
+    leasable_again = following in LEASABLE and state not in LEASABLE
+    given_up = following in (RunState.CANCELLING, RunState.FAILED) and state != following
+    if event is RunEvent.SHARDS_ENDED:
+        return
+    assert (event in ENDS_EPOCH) >= (leasable_again or given_up)
+
+
+@given(STATES)
+def test_only_what_has_ended_can_be_removed(state: RunState) -> None:
+    if state in ENDED:
+        check_removable(state)
+    else:
+        advice = "wait until it is" if state is RunState.CANCELLING else "cancel it first"
+        with pytest.raises(FailedPrecondition, match=advice):
+            check_removable(state)
+
+
+@given(STATES, st.integers(0, 5))
+def test_a_lease_that_runs_out_counts_while_the_run_goes_on(state: RunState, faults: int) -> None:
+    assert faults_after_expiry(state, faults) - faults == (state in (RunState.QUEUED, RunState.RUNNING))
 
 
 @given(STATES, EVENTS)
@@ -162,21 +235,90 @@ def test_a_late_completion_counts_while_nobody_else_has_the_shard() -> None:
         complete(replace(VIEW, state=ShardState.ABANDONED), A, 2)
 
 
-@given(STATES, st.integers(0, 5))
-def test_a_shard_is_given_up_after_faults_or_with_its_run(state: RunState, faults: int) -> None:
-    over = state in (RunState.CANCELLING, RunState.FAILED) or faults >= MOST_FAULTS
-    assert after_lease(state, faults) is (ShardState.ABANDONED if over else ShardState.PENDING)
+@pytest.mark.parametrize(
+    ("faults", "count", "company", "leased"),
+    [
+        # A trial that has one chance left is tried without others that may be to blame ...
+        (2, 1, Company(), True),
+        (2, 1, Company(suspects=1, most_faults=1), False),
+        # ... and nobody joins it who may be.
+        (1, 16, Company(suspects=1, most_faults=2), False),
+        (0, 16, Company(suspects=1, most_faults=2), True),
+        (1, 16, Company(suspects=3, most_faults=1), True),
+    ],
+)
+def test_a_last_chance_is_given_alone(faults: int, count: int, company: Company, leased: bool) -> None:
+    shard = replace(VIEW, state=ShardState.QUEUED, faults=faults, count=count, company=company)
+    if leased:
+        assert lease(shard, B, "new") is LeaseKind.NEW
+    else:
+        with pytest.raises(LeaseLost):
+            lease(shard, B, "new")
 
 
-@given(st.integers(0, 999_999))
+@given(STATES, st.integers(0, 5), st.integers(1, 256))
+def test_what_becomes_of_a_shard_after_faults(state: RunState, faults: int, count: int) -> None:
+    over = state in (RunState.CANCELLING, RunState.FAILED) or (count == 1 and faults >= MOST_FAULTS)
+    parted = count > 1 and faults >= FAULTS_BEFORE_SPLIT
+    expected = Following.GIVE_UP if over else Following.SPLIT if parted else Following.WAIT
+    assert after_lease(state, faults, count) is expected
+
+
+@given(st.integers(0, 10_000_000), st.integers(2, 256))
+def test_the_parts_of_a_shard_are_all_of_it(first: int, count: int) -> None:
+    parts = split(first, count)
+    assert len(parts) > 1
+    assert [part.first for part in parts] == [first, *(part.first + part.count for part in parts[:-1])]
+    assert sum(part.count for part in parts) == count
+    for part in parts:
+        # One more fault splits what holds several, and a single one has all its chances.
+        assert part.faults == (FAULTS_BEFORE_SPLIT - 1 if part.count > 1 else 0)
+
+
+def test_a_trial_that_does_harm_is_alone_after_a_few_faults() -> None:
+    faults, count = 0, 256
+    for _ in range(3):
+        while after_lease(RunState.RUNNING, faults, count) is Following.WAIT:
+            faults += 1
+        if count > 1:
+            part = split(0, count)[0]
+            count, faults = part.count, part.faults
+    assert count == 1
+
+
+@given(st.integers(0, 2**31 - 1) | st.integers(999_990, 1_000_010))
 def test_a_shard_id_is_read_as_it_is_written(number: int) -> None:
     shard = ShardId(new_run_id(), number)
     assert ShardId.parse(str(shard)) == shard
 
 
 @pytest.mark.parametrize(
-    "text", ["", "r7k2m9qd4x1c", "r7k2m9qd4x1c-3", "r7k2m9qd4x1c-00000x", "r-0-000001", "r-٠٠٠٠٠١"]
+    "text",
+    [
+        "",
+        "r7k2m9qd4x1c",
+        "r7k2m9qd4x1c-3",
+        "r7k2m9qd4x1c-00000x",
+        "r-0-000001",
+        "r-٠٠٠٠٠١",
+        "r-0000001",
+        "r-2147483648",
+        "r-99999999999999999999",
+    ],
 )
 def test_other_texts_name_no_shard(text: str) -> None:
     with pytest.raises(NotFound):
         ShardId.parse(text)
+
+
+@given(STATES, st.sampled_from(ShardState))
+def test_a_renewal_keeps_what_goes_on_and_what_is_wound_up(run_state: RunState, state: ShardState) -> None:
+    view = replace(VIEW, run_state=run_state, state=state)
+    verdict = renew(view, A, 2)
+    kept = extends(view, verdict)
+    assert kept >= (verdict is Verdict.GO_ON)
+    if kept and verdict is not Verdict.GO_ON:
+        assert verdict is Verdict.STOP
+        assert state is ShardState.RUNNING
+        assert run_state in (RunState.CANCELLING, RunState.PAUSED)
+    assert not extends(replace(view, runner=B), renew(replace(view, runner=B), A, 2))

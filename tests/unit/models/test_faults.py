@@ -19,8 +19,8 @@ from services.common.models.faults import (
     retry_after,
     scrub,
 )
-from services.common.models.replies import ErrorBody, Timing
-from services.common.models.types import Endpoint, Fault, FaultKind, Reply
+from services.common.models.replies import ErrorBody, Timing, parse_reply
+from services.common.models.types import Endpoint, Fault, FaultKind, Reply, Usage
 
 KEY = "sk-test-0123456789abcdef"
 ENDPOINT = Endpoint("https://host/v1", "m", api_key=KEY)
@@ -152,6 +152,56 @@ def test_no_message_is_long_or_holds_the_key(before: str, after: str) -> None:
     message = scrub(ENDPOINT, before * 300 + KEY + after * 3000)
     assert len(message) <= MAX_MESSAGE_CHARS
     assert KEY not in message
+
+
+@given(st.text(st.characters(codec=None)))
+def test_every_message_can_be_stored(text: str) -> None:
+    scrub(ENDPOINT, text).encode()
+    assert "\0" not in scrub(ENDPOINT, text)
+
+
+@pytest.mark.parametrize("status", [400, 401])
+def test_half_a_surrogate_pair_in_an_error(status: int) -> None:
+    found = fault(status, b'{"error": {"message": "bad \\ud800 key\\u0000"}}')
+    assert found.message == "bad \ufffd key\ufffd"
+
+
+def test_an_error_that_is_nested_deeply_is_still_one() -> None:
+    deep = b'{"detail":' * 900 + b"1" + b"}" * 900
+    assert fault(400, deep).kind is FaultKind.BAD_REQUEST
+    assert fault(401, b"[" * 1000 + b"]" * 1000).permanent_for_run
+
+
+@pytest.mark.parametrize(
+    ("status", "no_cost"), [(201, False), (307, True), (400, True), (401, True), (429, True), (500, True)]
+)
+def test_an_error_status_costs_nothing(status: int, no_cost: bool) -> None:
+    assert fault(status, {"error": {"message": "m"}}).no_cost is no_cost
+
+
+def test_a_prompt_that_was_blocked_cost_nothing() -> None:
+    body = orjson.dumps({"error": {"message": "filtered", "code": "content_filter"}})
+    found = fault_of_status(ENDPOINT, 400, {}, body, TIMING)
+    assert isinstance(found, Reply)
+    assert found.no_cost
+
+
+@pytest.mark.parametrize(
+    ("data", "no_cost", "usage"),
+    [
+        # It failed as a whole, or nobody knows when it did, or it says what it used.
+        ({"error": {"message": "m", "code": 429}}, True, Usage()),
+        ({"error": {"message": "m"}}, False, Usage()),
+        ({"choices": [{"error": {"message": "m", "code": 502}}]}, False, Usage()),
+        ({"error": {"message": "m", "code": 502}, "usage": {"prompt_tokens": 3}}, False, Usage(3)),
+    ],
+)
+def test_what_an_error_within_a_good_status_cost(data: Any, no_cost: bool, usage: Usage) -> None:
+    body = parse_reply(data, None, TIMING)
+    assert isinstance(body, ErrorBody)
+    found = fault_of_error(ENDPOINT, {}, body, TIMING)
+    assert isinstance(found, Fault)
+    assert (found.no_cost, found.usage) == (no_cost, usage)
 
 
 NOW = 1_700_000_000.0

@@ -28,11 +28,12 @@ async def test_never_more_in_flight_than_permits() -> None:
 
     async def call() -> None:
         nonlocal in_flight, most
-        async with limit.slot():
-            in_flight += 1
-            most = max(most, in_flight)
-            await asyncio.sleep(0)
-            in_flight -= 1
+        await limit.acquire()
+        in_flight += 1
+        most = max(most, in_flight)
+        await asyncio.sleep(0)
+        in_flight -= 1
+        limit.release()
 
     await asyncio.gather(*(call() for _ in range(50)))
     assert (most, limit.in_flight, limit.waiting) == (3, 0, 0)
@@ -43,9 +44,10 @@ async def test_waiters_are_served_in_order() -> None:
     order: list[int] = []
 
     async def call(number: int) -> None:
-        async with limit.slot():
-            order.append(number)
-            await asyncio.sleep(0)
+        await limit.acquire()
+        order.append(number)
+        await asyncio.sleep(0)
+        limit.release()
 
     await asyncio.gather(*(call(number) for number in range(20)))
     assert order == list(range(20))

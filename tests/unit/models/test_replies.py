@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.models.replies import ErrorBody, Timing, Unreadable, parse_reply, parse_usage, read_json
+from services.common.models.replies import (
+    MAX_TOKENS,
+    ErrorBody,
+    Timing,
+    Unreadable,
+    parse_reply,
+    parse_usage,
+    read_json,
+    valid,
+)
 from services.common.models.types import Reply, Usage
 
 TIMING = Timing(5.0, 12.5)
@@ -68,6 +77,22 @@ def test_half_a_surrogate_pair_becomes_text_that_can_be_stored() -> None:
     assert parsed(read_json(body)).text == "cut \ufffd"
 
 
+def test_everything_that_is_said_can_be_stored() -> None:
+    body = rb"""{"model": "m\ud800", "choices": [{"finish_reason": "st\u0000op", "message":
+        {"content": "4\u00002", "reasoning": "\udc00", "refusal": "no\ud83d"}}]}"""
+    reply = parsed(read_json(body))
+    texts = (reply.text, reply.reasoning, reply.refusal, reply.finish_reason, reply.model)
+    assert texts == ("4\ufffd2", "\ufffd", "no\ufffd", "st\ufffdop", "m\ufffd")
+
+
+@given(st.text(st.characters(codec=None)))
+def test_valid_text_stays_and_other_text_becomes_valid(text: str) -> None:
+    made = valid(text)
+    made.encode()
+    assert "\x00" not in made
+    assert made == text or any(char == "\x00" or "\ud800" <= char <= "\udfff" for char in text)
+
+
 def test_nan_in_a_reply_is_no_reason_to_lose_it() -> None:
     body = b'{"choices":[{"message":{"content":"42"},"logprobs":{"x":NaN}}]}'
     assert parsed(read_json(body)).text == "42"
@@ -98,7 +123,7 @@ def test_what_is_missing_is_named(data: Any, words: str) -> None:
 
 def test_an_error_with_a_good_status_is_seen() -> None:
     found = parse_reply({"error": {"message": "upstream is gone", "code": 502}}, None, TIMING)
-    assert found == ErrorBody({"error": {"message": "upstream is gone", "code": 502}}, 502)
+    assert found == ErrorBody({"error": {"message": "upstream is gone", "code": 502}}, 502, refused=True)
     in_choice = parse_reply({"choices": [{"error": {"message": "late", "code": 429}}]}, None, TIMING)
     assert isinstance(in_choice, ErrorBody)
     assert in_choice.status == 429
@@ -114,9 +139,23 @@ def test_usage_with_all_details() -> None:
     assert parse_usage(usage) == Usage(1000, 500, 400, 5, 300)
 
 
-@pytest.mark.parametrize("value", [None, -1, 1.5, "7", True, 1e30, 2**60])
+@pytest.mark.parametrize("value", [None, -1, 1.5, "7", True, 1e30, 2**31, 2**40, 2**60])
 def test_what_is_no_count_is_unknown(value: Any) -> None:
     assert parse_usage({"prompt_tokens": value}).input is None
+
+
+def test_the_most_tokens_that_anything_has_a_place_for() -> None:
+    assert parse_usage({"prompt_tokens": 2**31 - 1}).input == MAX_TOKENS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"choices": []}, {"choices": [{"message": None}]}, {"choices": [{"message": {"content": 7}}]}],
+)
+def test_what_an_answer_that_is_none_has_cost_is_kept(data: dict[str, Any]) -> None:
+    found = parse_reply(data | {"usage": {"prompt_tokens": 9, "completion_tokens": 1}}, None, TIMING)
+    assert isinstance(found, Unreadable)
+    assert found.usage == Usage(9, 1)
 
 
 json_values = st.recursive(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from typing import Any
 
 import orjson
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchgen.eval.v1 import environment_pb2, result_pb2
 from services.common.models.retry import CallRecord, Conversation
@@ -21,6 +21,7 @@ from services.common.models.types import (
 )
 from services.runner.harness.chat import MAX_INLINE, ChatHarness, Payload, Trial
 
+BEGAN_NS = 1_700_000_000_250_000_000
 MESSAGES = ({"role": "user", "content": "2 + 2?"},)
 
 
@@ -43,7 +44,7 @@ def trial(case_id: str = "case-1", number: int = 0) -> Trial:
 def answered(**fields: Any) -> Conversation:
     told: dict[str, Any] = {"text": "4", "latency_ms": 20.0, "first_byte_ms": 5.0}
     reply = Reply(**told | fields)
-    return Conversation(reply, (CallRecord(1, 200, None, reply.usage, 20.0, "q1"),))
+    return Conversation(reply, (CallRecord(1, 200, None, reply.usage, 20.0, "q1"),), began_ns=BEGAN_NS)
 
 
 async def run(
@@ -76,11 +77,10 @@ async def test_parameters_that_are_set_are_sent_also_when_they_are_nothing() -> 
             top_p=0.5,
             max_tokens=64,
             stop=["a", "b", "c", "d", "e"],
-            extra_json='{"top_k": 5, "seed": 99, "temperature": 2}',
+            extra_json='{"top_k": 5, "temperature": 2}',
         )
     )
-    seed = sent.pop("seed")
-    assert seed != 99
+    del sent["seed"]
     # The API takes four stop sequences.
     assert sent == {
         "temperature": 0,
@@ -89,6 +89,12 @@ async def test_parameters_that_are_set_are_sent_also_when_they_are_nothing() -> 
         "stop": ["a", "b", "c", "d"],
         "top_k": 5,
     }
+
+
+@pytest.mark.parametrize("seed", [99, None])
+async def test_a_seed_that_the_environment_writes_down_is_meant(seed: int | None) -> None:
+    extra = orjson.dumps({"seed": seed}).decode()
+    assert await params(environment_pb2.Generation(extra_json=extra)) == {"seed": seed}
 
 
 async def test_seeds_differ_by_trial_case_and_run_and_come_again() -> None:
@@ -108,14 +114,11 @@ async def test_seeds_differ_by_trial_case_and_run_and_come_again() -> None:
 
 
 async def test_a_reply() -> None:
-    before = time.time()
     usage = Usage(input=10, output=5, cached=2, cache_write=1, reasoning=3)
     result, payload = await run(
         answered(usage=usage, reasoning="hm", finish_reason="stop", model="m-2", request_id="q1")
     )
     assert payload is None
-    assert abs(result.start_time.seconds - before) < 5
-    result.ClearField("start_time")
     assert result == result_pb2.TrialResult(
         position=7,
         trial=0,
@@ -130,6 +133,7 @@ async def test_a_reply() -> None:
         calls=1,
         reported_model="m-2",
         input_digest="ab" * 32,
+        start_time=Timestamp(seconds=1_700_000_000, nanos=250_000_000),
     )
 
 
@@ -171,7 +175,7 @@ async def test_outcomes(fields: dict[str, Any], stop: list[str], outcome: str, r
 async def test_a_fault_that_may_pass_is_a_result() -> None:
     fault = Fault(FaultKind.SERVER_ERROR, "it broke", status=500, retryable=True, latency_ms=9.0)
     tries = (
-        CallRecord(1, 429, FaultKind.RATE_LIMITED, UNKNOWN_USAGE, 3.0, None, "rate_limited: slow", 1.5),
+        CallRecord(1, 429, FaultKind.RATE_LIMITED, UNKNOWN_USAGE, 3.0, None, "rate_limited: slow", 1.5, True),
         CallRecord(2, None, FaultKind.CONNECT, Usage(input=4, output=0), 4.0, None, "connect: no"),
         CallRecord(3, 500, FaultKind.SERVER_ERROR, UNKNOWN_USAGE, 9.0, None, "server_error: it broke"),
     )
@@ -186,11 +190,27 @@ async def test_a_fault_that_may_pass_is_a_result() -> None:
     assert not result.HasField("usage")
     limited, refused = result.failed_calls
     assert limited == result_pb2.FailedCall(
-        http_status=429, error="rate_limited: slow", latency_ms=3, wait_ms=1500
+        http_status=429, error="rate_limited: slow", latency_ms=3, wait_ms=1500, no_cost=True
     )
     # Nothing was reported, which is not the same as nothing.
     assert not limited.HasField("usage")
-    assert (refused.http_status, refused.usage.input_tokens) == (0, 4)
+    assert (refused.http_status, refused.usage.input_tokens, refused.no_cost) == (0, 4, False)
+
+
+@pytest.mark.parametrize("no_cost", [False, True])
+async def test_a_fault_says_what_is_known_of_its_cost(no_cost: bool) -> None:
+    fault = Fault(FaultKind.BAD_REPLY, "no choices", usage=Usage(9, 1), no_cost=no_cost)
+    result, _ = await run(Conversation(fault, (CallRecord(1, 200, fault.kind, fault.usage, 1.0, None),)))
+    assert (result.usage.input_tokens, result.usage.output_tokens) == (9, 1)
+    assert result.no_cost is no_cost
+
+
+async def test_an_answer_that_cannot_be_written_down_is_lost_and_its_calls_are_not() -> None:
+    result, payload = await run(answered(text="\ud800", finish_reason="stop"))
+    assert payload is None
+    assert (result.outcome, result.calls, result.no_cost) == (result_pb2.OUTCOME_HARNESS_ERROR, 1, False)
+    assert (result.position, result.case_id) == (7, "case-1")
+    assert result.error
 
 
 async def test_a_fault_for_good_is_no_result() -> None:
@@ -201,7 +221,7 @@ async def test_a_fault_for_good_is_no_result() -> None:
 
 async def test_a_subject_that_makes_no_call() -> None:
     result, _ = await run(Conversation(Reply("42"), ()))
-    assert (result.response, result.calls) == ("42", 0)
+    assert (result.response, result.calls, result.HasField("start_time")) == ("42", 0, False)
 
 
 # -------------------------------------------------------------------------------------------- long ones

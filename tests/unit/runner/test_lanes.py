@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from time import monotonic
 
 import pytest
 
@@ -17,6 +18,8 @@ class Calls:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.started: list[str] = []
+        self.paused: set[str] = set()
+        """Shards of which no trial may be started."""
         self.most = 0
         self._gates: dict[str, asyncio.Event] = {}
 
@@ -54,7 +57,9 @@ async def add(lane: Lane, calls: Calls) -> AsyncIterator[Callable[..., ShardTria
     added: list[ShardTrials] = []
 
     def make(name: str, count: int, run: str = "r1") -> ShardTrials:
-        shard = ShardTrials(f"{run}-{name}", run, trials(name, count), calls.work)
+        shard = ShardTrials(
+            f"{run}-{name}", run, trials(name, count), calls.work, lambda: name not in calls.paused
+        )
         lane.add(shard)
         added.append(shard)
         return shard
@@ -151,7 +156,7 @@ async def test_work_that_never_waits_is_held_back_too(lane: Lane) -> None:
         lane.unstored += 1
 
     lane.set_permits(4)
-    shard = ShardTrials("s", "r", trials("a", 100), work)
+    shard = ShardTrials("s", "r", trials("a", 100), work, lambda: True)
     lane.add(shard)
     await settle()
     # As many as there are permits, and one at which the bound is seen, for each that was started at once.
@@ -165,12 +170,14 @@ async def test_work_that_never_waits_is_held_back_too(lane: Lane) -> None:
     assert sorted(made) == sorted(f"a{n}" for n in range(100))
 
 
-async def test_a_shard_is_paused_and_goes_on(lane: Lane, calls: Calls, add: Add) -> None:
+async def test_a_shard_whose_lease_does_not_hold_waits_and_goes_on(
+    lane: Lane, calls: Calls, add: Add
+) -> None:
     lane.set_permits(2)
     first = add("a", 4)
     add("b", 2)
     await settle()
-    lane.set_paused(first.shard, paused=True)
+    calls.paused.add("a")
     calls.end("a0", "a1")
     await settle()
     # Those under way went on; the next are of the other shard, though it is of the same run.
@@ -179,7 +186,8 @@ async def test_a_shard_is_paused_and_goes_on(lane: Lane, calls: Calls, add: Add)
     await settle()
     assert len(calls.started) == 4
     assert not first.done.is_set()
-    lane.set_paused(first.shard, paused=False)
+    calls.paused.clear()
+    lane.pump()
     await settle()
     assert calls.started[4:] == ["a2", "a3"]
 
@@ -272,7 +280,7 @@ async def test_a_failure_of_the_work_ends_its_shard_only(lane: Lane, calls: Call
         await calls.work(trial)
 
     lane.set_permits(2)
-    broken = ShardTrials("r1-x", "r1", trials("x", 5), work)
+    broken = ShardTrials("r1-x", "r1", trials("x", 5), work, lambda: True)
     lane.add(broken)
     fine = add("a", 3, run="r2")
     await settle()
@@ -286,7 +294,7 @@ async def test_a_failure_of_the_work_ends_its_shard_only(lane: Lane, calls: Call
 
 
 def test_a_shard_of_which_everything_is_held_is_done() -> None:
-    assert ShardTrials("s", "r", [], Calls(Lane("m")).work).done.is_set()
+    assert ShardTrials("s", "r", [], Calls(Lane("m")).work, lambda: True).done.is_set()
 
 
 async def test_waiting_until_calls_have_come_down(lane: Lane, calls: Calls, add: Add) -> None:
@@ -304,3 +312,57 @@ async def test_waiting_until_calls_have_come_down(lane: Lane, calls: Calls, add:
     await settle()
     assert lowered.done()
     assert lane.permits_in_use == 1
+
+
+async def test_calls_that_are_called_off_are_made_again(lane: Lane, calls: Calls, add: Add) -> None:
+    shard = add("a", 3)
+    dropped = add("b", 1, run="r2")
+    lane.set_permits(2)
+    await settle()
+    assert calls.started == ["a0", "b0"]
+    dropped.drop_waiting()
+    lane.set_permits(0)
+    assert lane.limit.call_off() == 2
+    await settle()
+    # A shard that starts nothing any more has no use for a trial.
+    assert (lane.limit.in_flight, dropped.done.is_set(), dropped.finished) == (0, True, 0)
+    assert (shard.done.is_set(), shard.tasks) == (False, set())
+    calls.end("a0", "a1", "a2")
+    lane.set_permits(2)
+    await settle()
+    assert sorted(calls.started) == ["a0", "a0", "a1", "a2", "b0"]
+    assert shard.finished == 3
+
+
+async def test_a_shard_is_aborted_when_its_calls_were_called_off(lane: Lane, calls: Calls, add: Add) -> None:
+    lane.set_permits(2)
+    shard = add("a", 4)
+    await settle()
+    lane.limit.call_off()
+    await shard.abort()
+    await settle()
+    assert (calls.started, lane.limit.in_flight, lane.waiting) == (["a0", "a1"], 0, 0)
+
+
+async def test_a_trial_between_two_tries_is_not_called_off(lane: Lane) -> None:
+    """It has no call in flight: it waits until there are permits again."""
+    tries: list[str] = []
+
+    async def work(trial: Trial) -> None:
+        for _ in range(2):
+            await lane.limit.acquire()
+            tries.append(trial.case_id)
+            lane.limit.release()
+            await asyncio.sleep(0.02)
+
+    lane.set_permits(1)
+    shard = ShardTrials("s", "r", trials("a", 1), work, lambda: True)
+    lane.add(shard)
+    await settle()
+    lane.hold_until(0.0, 0.0)
+    assert lane.limit.call_off() == 0
+    await asyncio.sleep(0.05)
+    assert tries == ["a0"]
+    lane.hold_until(monotonic() + 60, monotonic() + 90)
+    await asyncio.sleep(0.05)
+    assert (tries, shard.finished) == (["a0", "a0"], 1)

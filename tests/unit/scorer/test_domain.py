@@ -141,8 +141,9 @@ def test_spend_counts_every_call_and_every_token() -> None:
     totals = Totals()
     failed = [{"input_tokens": 5, "output_tokens": None}, {"input_tokens": None, "output_tokens": 2}, {}]
     totals.add_spend(record(calls=4, input_tokens=10, output_tokens=20, cost_picousd=7, failed_calls=failed))
-    totals.add_spend(record(calls=3))
+    # Of three calls two have a cost that is known.
+    totals.add_spend(record(calls=3, known_picousd=4, calls_of_unknown_cost=1))
     totals.add_spend(record(calls=0))
     assert totals == Totals(
-        calls=7, input_tokens=15, output_tokens=22, cost_picousd=7, calls_of_unknown_cost=3
+        calls=7, input_tokens=15, output_tokens=22, cost_picousd=11, calls_of_unknown_cost=1
     )

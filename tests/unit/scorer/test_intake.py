@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2, run_pb2
-from services.scorer.domain import Outcome
+from services.scorer.domain import Outcome, Totals
 from services.scorer.intake import MAX_RESPONSE, Intake
 
 Usage = result_pb2.Usage
@@ -125,6 +125,7 @@ def test_a_full_result(intake: Intake) -> None:
             "wait_ms": 2,
             "input_tokens": None,
             "output_tokens": None,
+            "no_cost": False,
         }
     ]
 
@@ -222,7 +223,8 @@ def test_nul_is_replaced_everywhere(intake: Intake) -> None:
 
 # -------------------------------------------------------------------------------------------------- cost
 
-FREE = result_pb2.FailedCall(error="503")
+FREE = result_pb2.FailedCall(error="503", http_status=503, no_cost=True)
+CUT = result_pb2.FailedCall(error="disconnected")
 CHARGED = result_pb2.FailedCall(usage=Usage(input_tokens=100, output_tokens=0))
 UNSURE = result_pb2.FailedCall(usage=Usage(input_tokens=100))
 TOLD = Usage(input_tokens=10, output_tokens=5)
@@ -240,13 +242,66 @@ TOLD = Usage(input_tokens=10, output_tokens=5)
         ({"calls": 1}, None),
         ({"calls": 0}, None),
         ({"calls": 1, "usage": Usage(input_tokens=0, output_tokens=0)}, 0),
-        ({"calls": 1, "outcome": result_pb2.OUTCOME_PROVIDER_ERROR}, 0),
+        ({"calls": 2, "usage": TOLD, "failed_calls": [CUT]}, None),
+        # A prompt that a filter refused with an error status.
+        ({"calls": 1, "outcome": result_pb2.OUTCOME_REFUSED, "usage": Usage(), "no_cost": True}, 0),
+        ({"calls": 1, "outcome": result_pb2.OUTCOME_PROVIDER_ERROR}, None),
+        ({"calls": 1, "outcome": result_pb2.OUTCOME_PROVIDER_ERROR, "no_cost": True}, 0),
+        # Nothing is said of the second call.
+        ({"calls": 2, "usage": TOLD}, None),
         ({"calls": 1, "outcome": result_pb2.OUTCOME_PROVIDER_ERROR, "usage": TOLD}, 25_000_000),
-        ({"calls": 2, "outcome": result_pb2.OUTCOME_PROVIDER_ERROR, "failed_calls": [CHARGED]}, 150_000_000),
+        (
+            {
+                "calls": 2,
+                "outcome": result_pb2.OUTCOME_PROVIDER_ERROR,
+                "failed_calls": [CHARGED],
+                "no_cost": True,
+            },
+            150_000_000,
+        ),
     ],
 )
 def test_cost_is_known_or_it_is_not(intake: Intake, fields: dict[str, Any], cost: int | None) -> None:
     assert intake.record(result(**fields)).cost_picousd == cost
+
+
+_CALL = st.tuples(st.none() | st.integers(0, 1000), st.none() | st.integers(0, 1000), st.booleans())
+
+
+@given(st.lists(st.lists(_CALL, min_size=1, max_size=5), max_size=6), st.sampled_from(list(Outcome)))
+def test_the_spend_of_a_run_is_that_of_its_calls(
+    trials: list[list[tuple[int | None, int | None, bool]]], outcome: Outcome
+) -> None:
+    """Every call is counted once: with what it cost, or as one of which that is not known."""
+    intake = Intake(claims([5], price={"input_usd_per_mtok": "1.5", "output_usd_per_mtok": "2"}))
+    totals, known, unknown = Totals(), 0, 0
+    for calls in trials:
+        *failed, (last_in, last_out, last_free) = calls
+        record = intake.record(
+            result(
+                outcome=outcome,
+                calls=len(calls),
+                usage=Usage(input_tokens=last_in, output_tokens=last_out),
+                no_cost=last_free,
+                failed_calls=[
+                    result_pb2.FailedCall(
+                        usage=Usage(input_tokens=read, output_tokens=written), no_cost=no_cost
+                    )
+                    for read, written, no_cost in failed
+                ],
+            )
+        )
+        sums = [0, 0]
+        for read, written, no_cost in calls:
+            if read is not None and written is not None:
+                sums[0] += read * 1_500_000 + written * 2_000_000
+            elif not (no_cost and read is None and written is None):
+                sums[1] += 1
+        assert record.cost_picousd == (None if sums[1] else sums[0])
+        totals.add_spend(record)
+        known, unknown = known + sums[0], unknown + sums[1]
+    assert (totals.cost_picousd, totals.calls_of_unknown_cost) == (known, unknown)
+    assert totals.calls == sum(map(len, trials))
 
 
 def test_cost_without_a_price_is_unknown_and_with_a_price_of_nothing_is_nothing() -> None:

@@ -1,0 +1,420 @@
+"""Two hubs, two scorers and runners as processes on real servers, which a test kills, freezes and cuts apart.
+
+Nobody restarts what a test ends: it does so itself, when it wants to. Between any two kinds of processes there is an
+`Edge`: ``hub>postgres``, ``runner>scorer``, ``hub>scorer`` and so on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import psutil
+
+from benchgen.eval.v1 import (
+    environment_pb2,
+    environment_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    run_pb2,
+    run_pb2_grpc,
+)
+from services.common import auth
+from services.common.auth import Principal, Scope
+from services.common.signing import Signer
+from services.local import credentials
+from services.local.children import Child, Command
+from services.local.files import private_folder, tail
+from services.local.ports import LOOPBACK, Ports, free_port
+from services.local.servers.seaweed import PORT_NAMES
+from services.local.settings import StackSettings
+from services.local.units import ServiceUnit, Unit
+from tests.integration.hub.support import bundle, manifest, upload_messages, zipped
+from tests.resilience.model_server import ModelServer
+from tests.resilience.network import Background, Edge
+
+LEASE_SECONDS = 2.0
+RING_SECONDS = 1.0
+#: Within this time a run must be over when all faults have ended: two leases, and slow machines.
+SOON = 40.0
+CASES = 1000
+ENVIRONMENT = "counted"
+MODEL = "counted"
+#: How many calls the model allows.
+CAP = 24
+
+POSTGRES_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+_START_SECONDS = 60.0
+_SERVERS = ("postgres", "nats", "seaweed")
+_CALLS = {
+    "hub": ("postgres", "nats", "seaweed", "scorer"),
+    "scorer": ("postgres", "nats", "seaweed"),
+    "runner": ("nats", "seaweed", "hub", "scorer"),
+}
+#: The port of each that others call.
+_PORT = {
+    "postgres": "postgres",
+    "nats": "nats",
+    "seaweed": "seaweed.s3",
+    "hub": "hub.grpc",
+    "scorer": "scorer.grpc",
+}
+
+
+class _PortsSeenBy(Ports):
+    """The ports as one process is told them: those of others are of the edges to them."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._told = numbers
+
+    def __getitem__(self, name: str) -> int:
+        return self._told[name]
+
+
+class Node:
+    """One process of a cluster, started and ended by tests."""
+
+    def __init__(self, name: str, unit: Unit, folder: Path, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self.kind = name.partition("-")[0]
+        self.log = folder / f"{name}.log"
+        self.unit = unit
+        self._environment = environment
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._child is not None
+        return self._child.pid
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process, frozen ones included."""
+        return self._child is not None and self._child.exit_code() is None
+
+    def start(self) -> None:
+        """Start it, without waiting for it."""
+        self.unit.prepare()
+        command = self.unit.command()
+        environment = {**command.env, **self._environment}
+        self._child = Child(
+            self.name,
+            Command(
+                argv=command.argv,
+                env=environment,
+                cwd=command.cwd,
+                enter=command.enter,
+                user=command.user,
+                stop_signal=command.stop_signal,
+                grace_seconds=command.grace_seconds,
+                death_signal=signal.SIGKILL,
+            ),
+            self.log,
+        )
+
+    def wait_ready(self) -> None:
+        """Wait until it does its work."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not self.unit.answers():
+            if not self.runs or time.monotonic() > deadline:
+                raise AssertionError(f"{self.name} did not start:\n{tail(self.log)}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as the kernel does when memory is short."""
+        assert self._child is not None
+        self._child.kill()
+        self._child.stop()
+        self.unit.clean_up()
+
+    def stop(self) -> None:
+        """Ask it to end."""
+        assert self._child is not None
+        self.send(signal.SIGCONT)
+        self._child.stop()
+        self.unit.clean_up()
+
+    def freeze(self) -> None:
+        """Stop it where it stands."""
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on as if nothing had been."""
+        self.send(signal.SIGCONT)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, if it runs."""
+        if self.runs:
+            os.kill(self.pid, number)
+
+    def ports(self) -> set[int]:
+        """The local ports of its connections."""
+        return {c.laddr.port for c in psutil.Process(self.pid).net_connections("tcp4") if c.laddr}
+
+
+class Cluster:
+    """All processes, the edges between them, and what a client does."""
+
+    def __init__(self, folder: Path, *, runners: int = 2, hubs: int = 2, scorers: int = 2) -> None:
+        self.folder = folder
+        self.background = Background()
+        self.model = ModelServer(self.background)
+        self.edges: dict[str, Edge] = {}
+        self._credentials = credentials.generate()
+        self._signer = Signer(self._credentials.principal_seed)
+        names = {
+            "hub": [f"hub-{n}" for n in range(1, hubs + 1)],
+            "scorer": [f"scorer-{n}" for n in range(1, scorers + 1)],
+            "runner": [f"runner-{n}" for n in range(1, runners + 1)],
+        }
+        self._own = self._choose_ports(names)
+        for caller, others in (*_CALLS.items(), ("test", ("hub",))):
+            for other in others:
+                upstreams = [self._own[node][_PORT[other]] for node in names.get(other, [other])]
+                name = f"{caller}>{other}"
+                self.edges[name] = Edge(name, self.background, upstreams)
+        self.nodes: dict[str, Node] = {}
+        for name in _SERVERS:
+            self.nodes[name] = self._server(name)
+        for kind, members in names.items():
+            for index, name in enumerate(members, start=1):
+                self.nodes[name] = self._service(kind, name, index)
+
+    @staticmethod
+    def _choose_ports(names: Mapping[str, list[str]]) -> dict[str, dict[str, int]]:
+        taken: set[int] = set()
+
+        def another() -> int:
+            taken.add(port := free_port(taken))
+            return port
+
+        own = {
+            "postgres": {"postgres": another()},
+            "nats": {"nats": another()},
+            "seaweed": {name: another() for name in PORT_NAMES},
+        }
+        for kind, members in names.items():
+            for name in members:
+                own[name] = {f"{kind}.grpc": another(), f"{kind}.http": another()}
+        return own
+
+    def _server(self, name: str) -> Node:
+        settings = StackSettings(self.folder, self._credentials, _PortsSeenBy(self._own[name]))
+        unit: Unit = getattr(settings, name)()
+        return Node(name, unit, self.folder, {})
+
+    def _service(self, kind: str, name: str, index: int) -> Node:
+        told = {_PORT[other]: self.edges[f"{kind}>{other}"].port for other in _CALLS[kind]}
+        told |= self._own[name]
+        # The n-th runner's port has its number; nobody simulates, and no scorer calls a hub.
+        told[f"{name}.http"] = self._own[name][f"{kind}.http"]
+        for nowhere in ("simulator.http", "hub.grpc"):
+            told.setdefault(nowhere, 1)
+        settings = StackSettings(self.folder, self._credentials, _PortsSeenBy(told))
+        cache = self.folder / "cache" / name
+        private_folder(cache)
+        environment = {
+            "BENCHGEN_CACHE_DIR": str(cache),
+            "BENCHGEN_LEASE_SECONDS": str(LEASE_SECONDS),
+            "BENCHGEN_RING_SECONDS": str(RING_SECONDS),
+            "BENCHGEN_RUNNER_SHARDS": "8",
+        }
+        return Node(name, ServiceUnit(settings, kind, index), self.folder, environment)
+
+    def of_kind(self, *kinds: str) -> list[Node]:
+        """The processes of these kinds, ``runner`` and so on."""
+        return [node for node in self.nodes.values() if node.kind in kinds]
+
+    def start(self) -> None:
+        """Start everything, publish the environment and register the model."""
+        for name in _SERVERS:
+            self.nodes[name].start()
+        for name in _SERVERS:
+            self.nodes[name].wait_ready()
+            self.nodes[name].unit.provision()
+        services = self.of_kind("hub", "scorer", "runner")
+        for node in services:
+            node.start()
+        for node in services:
+            node.wait_ready()
+        self._publish()
+        self._register_model()
+
+    def restore(self) -> None:
+        """Heal every edge, thaw what is frozen, start what is dead, and wait until all of it works."""
+        for edge in self.edges.values():
+            edge.heal()
+        for node in self.nodes.values():
+            node.thaw()
+        dead = [node for node in self.nodes.values() if not node.runs]
+        for node in dead:
+            node.start()
+        for node in self.nodes.values():
+            node.wait_ready()
+
+    def close(self) -> None:
+        """End everything, first who takes work in, last who keeps the data."""
+        for kind in ("runner", "hub", "scorer", "nats", "seaweed", "postgres"):
+            for node in self.of_kind(kind):
+                if node.runs:
+                    node.stop()
+        for edge in self.edges.values():
+            edge.close()
+        self.model.close()
+        self.background.close()
+
+    def lose_nats_data(self) -> None:
+        """Let NATS come back as if it had never been there."""
+        nats = self.nodes["nats"]
+        nats.kill()
+        shutil.rmtree(self.folder / "nats" / "store")
+        nats.start()
+        nats.wait_ready()
+
+    # What a client does.
+
+    def create(self, cases: int, *, trials: int = 1, seed: int = 7) -> str:
+        """Start a run of the first so many cases; returns its id. Repeats the request until it is answered."""
+        request = run_pb2.CreateRunRequest(
+            request_id=str(uuid.uuid4()),
+            environment=ENVIRONMENT,
+            model=MODEL,
+            trials=trials,
+            seed=seed,
+            selection=run_pb2.Selection(limit=cases),
+        )
+        run: run_pb2.Run = self.call(lambda channel: run_pb2_grpc.RunServiceStub(channel).CreateRun, request)
+        return run.name
+
+    def get(self, run: str) -> run_pb2.Run:
+        """A run as it is now."""
+        found: run_pb2.Run = self.call(
+            lambda channel: run_pb2_grpc.RunServiceStub(channel).GetRun, run_pb2.GetRunRequest(name=run)
+        )
+        return found
+
+    def until_recorded(self, run: str, results: int, *, within: float = 60.0) -> None:
+        """Wait until so many results of a run are stored."""
+        self.until(lambda: self.recorded(run) >= results, f"{results} results of {run}", within=within)
+
+    def until_ended(self, run: str, *, within: float = SOON) -> run_pb2.Run:
+        """Wait for the end of a run."""
+        ends = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
+        self.until(lambda: self.get(run).state in ends, f"the end of {run}", within=within)
+        return self.get(run)
+
+    def until(self, check: Callable[[], bool], what: str, *, within: float = 20.0) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + within
+        while not check():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"after {within:.0f} s still waiting for {what}")
+            time.sleep(0.05)
+
+    def recorded(self, run: str) -> int:
+        """How many results are stored, straight from the table; 0 while PostgreSQL is away."""
+        try:
+            rows = self.query("SELECT recorded FROM scorer.run_progress WHERE run_id = $1", run)
+        except POSTGRES_AWAY:
+            return 0
+        return rows[0]["recorded"] if rows else 0
+
+    def query(self, statement: str, *values: object) -> list[asyncpg.Record]:
+        """Ask PostgreSQL, past all edges."""
+        return asyncio.run(self._query(statement, *values))
+
+    async def _query(self, statement: str, *values: object) -> list[asyncpg.Record]:
+        dsn = (
+            StackSettings(self.folder, self._credentials, _PortsSeenBy(self._own["postgres"]))
+            .postgres()
+            .dsn("benchgen")
+        )
+        connection = await asyncpg.connect(dsn, timeout=5)
+        try:
+            return await connection.fetch(statement, *values)
+        finally:
+            await connection.close()
+
+    @property
+    def nats_url(self) -> str:
+        """NATS, past all edges."""
+        seen = _PortsSeenBy(self._own["nats"])
+        return StackSettings(self.folder, self._credentials, seen).nats().url
+
+    def service_token(self, identity: str) -> str:
+        """What a service presents to others."""
+        return self._credentials.service_tokens[identity]
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        """A channel to one of the hubs."""
+        with grpc.insecure_channel(f"{LOOPBACK}:{self.edges['test>hub'].port}") as channel:
+            yield channel
+
+    def call(self, method: Callable[[grpc.Channel], Any], request: Any, *, within: float = SOON) -> Any:
+        """Call a hub as the gateway does, again until it answers."""
+        deadline = time.monotonic() + within
+        while True:
+            try:
+                with self.channel() as channel:
+                    return method(channel)(request, timeout=5, metadata=self._metadata())
+            except grpc.RpcError as failure:
+                passing = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+                if failure.code() not in passing or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def _metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        who = Principal("resilience", frozenset(Scope))
+        return (
+            (auth.TOKEN_KEY, self.service_token("gateway")),
+            (auth.PRINCIPAL_KEY, auth.seal_principal(who, self._signer)),
+        )
+
+    def _publish(self) -> None:
+        rows = [
+            {"id": f"c-{n}", "question": f"Case c-{n}: what is {n} + {n}?", "answer": str(2 * n)}
+            for n in range(CASES)
+        ]
+        zip_file = zipped(bundle(manifest(ENVIRONMENT), rows=rows), self.folder / "bundle.zip")
+        with self.channel() as channel:
+            stub = environment_pb2_grpc.EnvironmentServiceStub(channel)
+            made = stub.UploadBundle(upload_messages(zip_file), timeout=30, metadata=self._metadata())
+
+        def published() -> bool:
+            now: environment_pb2.Publication = self.call(
+                lambda channel: environment_pb2_grpc.EnvironmentServiceStub(channel).GetPublication,
+                environment_pb2.GetPublicationRequest(name=made.name),
+            )
+            assert now.state != environment_pb2.Publication.STATE_REJECTED, now
+            return now.state == environment_pb2.Publication.STATE_READY
+
+        self.until(published, "the environment", within=60)
+
+    def _register_model(self) -> None:
+        model = model_pb2.Model(
+            name=MODEL,
+            base_url=self.model.url,
+            model_id="counted",
+            api=model_pb2.Model.API_OPENAI_CHAT,
+            max_concurrency=CAP,
+            price=model_pb2.Price(input_usd_per_mtok="1", output_usd_per_mtok="2"),
+        )
+        request = model_pb2.CreateModelRequest(request_id=str(uuid.uuid4()), model=model)
+        self.call(lambda channel: model_pb2_grpc.ModelServiceStub(channel).CreateModel, request)
+
+    def logs(self, lines: int = 40) -> str:
+        """The last lines of every process."""
+        return "\n".join(f"--- {node.name}\n{tail(node.log, lines)}" for node in self.nodes.values())
