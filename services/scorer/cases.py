@@ -16,7 +16,7 @@ from services.scorer.domain import Outcome
 from services.scorer.intake import clean
 
 #: On so many responses the patterns of one rule may take too long; then it judges none.
-_MOST_SLOW = 1000
+_MOST_SLOW = 3
 _GIVEN_UP = RuleScore(None, None, None, "", "rule_error: the pattern was too slow on earlier answers")
 
 

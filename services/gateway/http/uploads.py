@@ -59,7 +59,7 @@ async def upload(
                 for start in range(0, len(piece), _CHUNK_BYTES):
                     await call.write(part(piece[start : start + _CHUNK_BYTES]))
             await call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             pass  # the service answered before it had heard all
         except Exception as error:
             fault = error

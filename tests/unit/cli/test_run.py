@@ -8,7 +8,6 @@ import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -274,10 +273,12 @@ def test_a_terminal_gets_a_bar(address: str, platform: Platform) -> None:
     environment["TERM"] = "xterm"
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
-    time.sleep(1.0)
+    # It has drawn itself before anything happens, however busy the machine is.
+    shown = b""
+    while b"queued" not in shown:
+        shown += os.read(ours, 4096)
     platform.hold.set()
     out, _ = process.communicate(timeout=20)
-    shown = b""
     # Linux answers EIO when the other side of the terminal is gone.
     try:
         while block := os.read(ours, 4096):
@@ -287,4 +288,4 @@ def test_a_terminal_gets_a_bar(address: str, platform: Platform) -> None:
     assert process.returncode == 0
     assert json.loads(out)["state"] == "succeeded"
     assert "━".encode() in shown
-    assert b"1/10" in shown
+    assert b"/10" in shown
