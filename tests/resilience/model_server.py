@@ -70,13 +70,13 @@ class ModelServer:
         """Count anew. Nothing may be in flight."""
         self.counts = Counts()
 
-    def begun_from(self, ports: set[int]) -> int:
-        """How many requests have come from these ports."""
-        return sum(self._begun[port] for port in ports)
+    def ended(self) -> Counter[int]:
+        """How many requests have been answered, or broken off, by the port that they came from."""
+        return self._ended.copy()
 
-    def ended_from(self, ports: set[int]) -> int:
-        """How many of them have been answered, or broken off."""
-        return sum(self._ended[port] for port in ports)
+    def begun_from(self, ports: set[int], ended: Counter[int]) -> int:
+        """How many requests from these ports have come that had not ended then."""
+        return sum(self._begun[port] - ended[port] for port in ports)
 
     def close(self) -> None:
         """Stop."""

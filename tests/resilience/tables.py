@@ -144,12 +144,13 @@ class Observed:
     def allow_for(self, runner: str) -> None:
         """Freeze a runner, and allow for what it has in flight: sent, and not stored yet."""
         node, model = self.cluster.nodes[runner], self.cluster.model
+        # First of all: what ends from now on may not be heard of.
+        ended = model.ended()
         node.freeze()
-        ports = node.ports()
-        ended, unstored = model.ended_from(ports), self._unstored()
+        unstored = self._unstored()
         # What it had sent a moment before has arrived then.
         time.sleep(0.15)
-        self.allowed += model.begun_from(ports) - ended + unstored
+        self.allowed += model.begun_from(node.ports(), ended) + unstored
 
     def _unstored(self) -> int:
         """How many answers are not in the tables yet; where nobody can say, as many as there may be."""
