@@ -293,6 +293,85 @@ def result_json(result: result_pb2.Result) -> Json:
         if result.HasField("payload")
         else None,
         "recorded_at": _time(result.record_time, result.HasField("record_time")),
+        "calls": result.calls,
+        "program": _program_json(result.program) if result.HasField("program") else None,
+    }
+
+
+def call_json(call: result_pb2.ModelCall) -> Json:
+    """One model call that a program made.
+
+    Without the scope `answers` request and answer are null for `builtin/simulated`.
+    """
+    picousd = _optional(call, "cost_picousd")
+    return {
+        "number": call.number,
+        "attempt": call.attempt,
+        "endpoint": call.endpoint,
+        "request": json.loads(call.request_json) if call.request_json else None,
+        "answer": json.loads(call.answer_json) if call.answer_json else None,
+        "error": call.error or None,
+        "latency_ms": _optional(call, "latency_ms"),
+        "tokens": usage_json(call.usage) if call.HasField("usage") else None,
+        "cost_usd": None if picousd is None else picousd / PICOUSD,
+        "tries": call.calls,
+        "failed_calls": [_failed_call_json(failed) for failed in call.failed_calls],
+        "reported_model": call.reported_model or None,
+        "request_digest": call.request_digest,
+        "answered_by": call.answered_by or None,
+        "started_at": _time(call.start_time, call.HasField("start_time")),
+        "recorded_at": _time(call.record_time, call.HasField("record_time")),
+    }
+
+
+def call_messages(request: Json) -> list[tuple[str, str]]:
+    """Who said what in a request of a program: roles and texts."""
+    if "prompt" in request:
+        prompt = request["prompt"]
+        return [("prompt", prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False))]
+    messages = request.get("messages")
+    said = []
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, dict):
+            said.append((str(message.get("role", "")), _said(message)))
+    return said
+
+
+def call_answer(answer: Json) -> str:
+    """What a model said in the answer to a program."""
+    choice = answer["choices"][0]
+    return str(choice["text"]) if "text" in choice else _said(choice["message"])
+
+
+def _said(message: Json) -> str:
+    content, calls = message.get("content"), message.get("tool_calls")
+    said = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False) if content else ""
+    if calls:
+        said = f"{said} {json.dumps(calls, ensure_ascii=False)}".lstrip()
+    return said
+
+
+def program_end(program: result_pb2.ProgramRun) -> str:
+    """How a program ended, in words."""
+    if program.HasField("exit_code"):
+        return f"exit {program.exit_code}"
+    if program.HasField("signal"):
+        return f"signal {program.signal}"
+    return program.ended.replace("_", " ")
+
+
+def _program_json(program: result_pb2.ProgramRun) -> Json:
+    return {
+        "ended": program.ended,
+        "exit_code": _optional(program, "exit_code"),
+        "signal": _optional(program, "signal"),
+        "wall_seconds": program.wall_seconds,
+        "cpu_seconds": program.cpu_seconds,
+        "peak_memory_bytes": _optional(program, "peak_memory_bytes"),
+        "stdout": program.stdout,
+        "stderr": program.stderr,
+        "cut": program.cut,
+        "batch": program.batch,
     }
 
 

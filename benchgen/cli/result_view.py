@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +29,7 @@ def show_result(spec: run_pb2.RunSpec, result: result_pb2.Result, *, full: bool)
     """
     primary = next((score for score in result.scores if score.rule == spec.primary_rule), None)
     emit(_head(spec, result, primary))
-    rows = [*_asked(result, full), *_answered(result, full), *_judged(spec, result)]
+    rows = [*_asked(result, full), *_answered(result, full), *_judged(spec, result), *_ran(result, full)]
     emit(fields([(f"  {name}", value) for name, value in rows]))
     click.echo()
 
@@ -107,6 +107,62 @@ def _judged(spec: run_pb2.RunSpec, result: result_pb2.Result) -> Iterator[tuple[
         if score.explanation:
             line.append(f"  {text.clean(score.explanation)}", style="dim")
         yield name, line
+
+
+def _ran(result: result_pb2.Result, full: bool) -> Iterator[tuple[str, RenderableType | str]]:
+    """How the program of a harness went, where that is worth saying."""
+    if not result.HasField("program"):
+        return
+    program = result.program
+    how = schemas.program_end(program)
+    if full or how != "exit 0":
+        line = f"{how} · {program.wall_seconds:.2f} s · {result.calls} model calls"
+        yield "program", Text(line, style="dim")
+    if full or result.error:
+        for name, output in (("stdout", program.stdout), ("stderr", program.stderr)):
+            if output.strip():
+                yield name, text.clean(output if full else output[-_SHORT:]).strip()
+
+
+def show_calls(calls: Iterable[result_pb2.ModelCall], *, full: bool) -> None:
+    """Print the model calls of one trial.
+
+    :param full: whether to show whole messages, not the last one and a short form.
+    """
+    for call in calls:
+        head = Text(f"  call {call.number}", style="bold")
+        head.append("  " + " · ".join(_call_measured(call)), style="dim")
+        emit(head)
+        emit(fields([(f"    {name}", value) for name, value in _call_said(call, full)]))
+    click.echo()
+
+
+def _call_measured(call: result_pb2.ModelCall) -> Iterator[str]:
+    if call.HasField("latency_ms"):
+        yield text.milliseconds(call.latency_ms)
+    usage = schemas.usage_json(call.usage)
+    if usage is not None:
+        yield f"tokens {text.tokens(usage['input'], usage['output'])}"
+    if call.HasField("cost_picousd"):
+        yield text.usd(call.cost_picousd / schemas.PICOUSD)
+    if call.failed_calls:
+        yield f"tried {call.calls} times"
+    if call.answered_by:
+        yield f"answered by call {call.answered_by}"
+
+
+def _call_said(call: result_pb2.ModelCall, full: bool) -> Iterator[tuple[str, RenderableType | str]]:
+    shown = text.clean if full else _short
+    if not call.request_json:
+        yield "", Text(_HIDDEN, style="dim")
+        return
+    asked = schemas.call_messages(json.loads(call.request_json))
+    for role, content in asked if full else asked[-1:]:
+        yield role, shown(content)
+    if call.error:
+        yield "error", Text(text.clean(call.error), style="yellow")
+    elif call.answer_json:
+        yield "answer", shown(schemas.call_answer(json.loads(call.answer_json)))
 
 
 def _short(content: str) -> str:

@@ -13,7 +13,10 @@ from benchgen.cli.options import json_option, pass_target, server_options
 from benchgen.cli.output import note, print_json, print_json_list
 
 if TYPE_CHECKING:
-    from benchgen.client.client import Which
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from benchgen.client.client import Client, Which
     from benchgen.eval.v1 import result_pb2
 
 _SHOWN = 20
@@ -71,7 +74,13 @@ def report(target: Target, *, run: str, as_json: bool) -> None:
     type=click.IntRange(min=0),
     help=f"The first N; 0 for all. [default: {_SHOWN}, with --json all]",
 )
-@click.option("--full", is_flag=True, help="Show inputs and responses whole.")
+@click.option("--full", is_flag=True, help="Show inputs and responses whole, and what a program printed.")
+@click.option(
+    "--calls",
+    "with_calls",
+    is_flag=True,
+    help="Show the model calls that the program of an environment made; with --json as `model_calls`.",
+)
 @json_option
 @server_options
 @pass_target
@@ -83,6 +92,7 @@ def results(
     case_id: str,
     limit: int | None,
     full: bool,
+    with_calls: bool,
     as_json: bool,
 ) -> None:
     """Show a run case by case: question, answer, expected answer, verdict.
@@ -93,10 +103,11 @@ def results(
     Examples:
       benchgen results latest --failed
       benchgen results r7k2m9 --case gsm8k-mini-007 --full
+      benchgen results latest --case trip-03 --calls
       benchgen results latest --json > results.json
     """
     from benchgen import schemas
-    from benchgen.cli.result_view import show_result
+    from benchgen.cli.result_view import show_calls, show_result
 
     if limit is None and not as_json:
         limit = _SHOWN
@@ -106,14 +117,26 @@ def results(
         asked = limit + 1 if limit else None
         listed = client.results(found.name, which=which or "all", case_id=case_id, limit=asked)
         if as_json:
-            print_json_list(schemas.result_json(result) for result in islice(listed, limit or None))
+            wanted = islice(listed, limit or None)
+            print_json_list(_documents(client, wanted) if with_calls else map(schemas.result_json, wanted))
             return
         shown = list(islice(listed, limit)) if limit else listed
         first: result_pb2.Result | None = None
         for result in shown:
             first = first or result
             show_result(found.spec, result, full=full)
+            if with_calls:
+                show_calls(client.calls(found.name, result.case_id, result.trial), full=full)
         if first is None:
             note(f"no {which} results" if which else "no results")
         elif limit and next(listed, None) is not None:
             note(f"the first {limit}; there are more: --limit 0 shows all")
+
+
+def _documents(client: Client, results: Iterable[result_pb2.Result]) -> Iterator[dict[str, Any]]:
+    """Results with the calls that their programs made."""
+    from benchgen import schemas
+
+    for result in results:
+        calls = client.calls(result.run, result.case_id, result.trial) if result.HasField("program") else ()
+        yield schemas.result_json(result) | {"model_calls": [schemas.call_json(call) for call in calls]}

@@ -367,6 +367,14 @@ class Client:
         request = result_pb2.ListResultsRequest(run=run, filter=_FILTERS[which], case_id=case_id)
         return self._transport.listed(self._results.ListResults, request, lambda page: page.results, limit)
 
+    def calls(self, run: str, case_id: str, trial: int = 0) -> Iterator[result_pb2.ModelCall]:
+        """The model calls that the program of one trial made, in order; none for harnesses without a program.
+
+        :raises NotFound: the run has no result of this case.
+        """
+        request = result_pb2.ListCallsRequest(run=run, case_id=case_id, trial=trial)
+        return self._transport.listed(self._results.ListCalls, request, lambda page: page.calls)
+
     def report(self, run: str) -> result_pb2.Report:
         """The latest report of a run.
 

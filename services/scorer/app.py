@@ -18,6 +18,7 @@ from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.signing import Verifier
 from services.scorer import metrics
+from services.scorer.calls import CallBook
 from services.scorer.config import ScorerSettings
 from services.scorer.loading import Loader
 from services.scorer.predictions import PredictionStore
@@ -39,6 +40,8 @@ _RESULTS = "benchgen.eval.v1.ResultService"
 CALLERS = {
     _RECORDS: frozenset({"hub"}),
     f"/{_RECORDS}/RecordResults": frozenset({"runner"}),
+    f"/{_RECORDS}/RecordCall": frozenset({"runner"}),
+    f"/{_RECORDS}/ReplayCalls": frozenset({"runner"}),
     _RESULTS: frozenset({"gateway"}),
 }
 
@@ -75,11 +78,12 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
         )
         # One thread: scoring is Python, so more would only contend for the interpreter.
         with ThreadPoolExecutor(1, thread_name_prefix="scoring") as threads:
-            recorder = Recorder(pool)
+            recorder, book = Recorder(pool), CallBook(pool)
             predictions = PredictionStore(objects, targets)
             records = RecordService(
                 pool=pool,
                 recorder=recorder,
+                book=book,
                 targets=targets,
                 objects=objects,
                 loader=Loader(recorder, solutions, predictions, threads),
@@ -89,7 +93,7 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
                 hub=Verifier(settings.lease_public_key),
                 scoring_threads=threads,
             )
-            results = ResultService(pool, inputs, targets, predictions)
+            results = ResultService(pool, inputs, targets, predictions, book)
 
             def register(server: grpc.aio.Server) -> None:
                 result_pb2_grpc.add_RecordServiceServicer_to_server(records, server)

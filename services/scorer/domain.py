@@ -67,6 +67,8 @@ class Record:
     """What those calls cost whose cost is known, when that of others is not."""
     calls_of_unknown_cost: int = 0
     failed_calls: list[dict[str, Any]] = field(default_factory=list)
+    spend_counted: bool = False
+    """Whether what it used is in the run's totals already: a program's calls are counted one by one."""
     payload_digest: str | None = None
     payload_bytes: int | None = None
     cluster: str | None = None
@@ -146,6 +148,8 @@ class Totals:
 
     def add_spend(self, record: Record) -> None:
         """Count what an attempt used. Spend is never taken back."""
+        if record.spend_counted:
+            return
         self.calls += record.calls
         self.input_tokens += record.input_tokens or 0
         self.output_tokens += record.output_tokens or 0

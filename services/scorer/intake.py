@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from services.scorer.domain import Outcome, Record
 MAX_RESPONSE = 64 * 1024
 MAX_ERROR = 2_000
 MAX_CALLS = 10_000
+#: Of what a program asks in one call, and of what it is answered, in bytes.
+MAX_CALL = 4 * 1024 * 1024
 #: Longer answers are not judged: a rule looks at the end of a response only.
 MAX_PAYLOAD = 64 * 1024 * 1024
 
@@ -35,6 +38,38 @@ class _Spend(NamedTuple):
 
 
 _NO_USAGE = Usage()
+
+_ENDPOINTS = frozenset({"chat.completions", "completions"})
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One model call of a program as it is stored. Tokens and times are of the last try, cost of all tries."""
+
+    position: int
+    trial: int
+    attempt: int
+    call_id: str
+    endpoint: str
+    request_digest: bytes
+    occurrence: int | None
+    """Which of the same requests it answers, from 0; None when it failed."""
+    request: str
+    answer: str
+    error: str | None
+    reported_model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None
+    reasoning_tokens: int | None
+    latency_ms: float | None
+    first_byte_ms: float | None
+    started_at: datetime | None
+    tries: int
+    cost_picousd: int | None
+    known_picousd: int
+    tries_of_unknown_cost: int
+    failed_calls: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Intake:
@@ -62,8 +97,7 @@ class Intake:
 
         :raises InvalidInput: it is not of this shard, or a field is out of bounds; the message says which.
         """
-        if self.offset(result.position, result.trial) is None:
-            raise InvalidInput("the trial is not of this shard")
+        self.check(result.position, result.trial)
         try:
             outcome = Outcome(result.outcome)
         except ValueError:
@@ -105,7 +139,63 @@ class Intake:
             payload_bytes=payload.size_bytes if payload else None,
         )
 
-    def _spend(self, usage: result_pb2.Usage | None, result: result_pb2.TrialResult) -> _Spend:
+    def call(self, call: result_pb2.ModelCall) -> CallRecord:
+        """The record of one call of a program.
+
+        :raises InvalidInput: it is not of this shard, or a field is out of bounds; the message says which.
+        """
+        self.check(call.position, call.trial)
+        if call.calls > MAX_CALLS:
+            raise InvalidInput(f"calls: at most {MAX_CALLS}, found {call.calls}")
+        if call.endpoint not in _ENDPOINTS:
+            raise InvalidInput(
+                f"endpoint: expected one of {sorted(_ENDPOINTS)}, found {call.endpoint[:80]!r}"
+            )
+        if not 0 < len(call.call_id) <= _MAX_NAME:
+            raise InvalidInput("call_id: expected a UUID made by the runner")
+        if bool(call.answer_json) == bool(call.error):
+            raise InvalidInput("expected an answer or an error, found both or neither")
+        for name, text in (("request_json", call.request_json), ("answer_json", call.answer_json)):
+            if len(text) * 4 > MAX_CALL and len(text.encode()) > MAX_CALL:
+                raise InvalidInput(f"{name}: at most {MAX_CALL} bytes")
+        usage = call.usage if call.HasField("usage") else None
+        spend = self._spend(usage, call)
+        return CallRecord(
+            position=call.position,
+            trial=call.trial,
+            attempt=self._attempt,
+            call_id=clean(call.call_id),
+            endpoint=call.endpoint,
+            request_digest=_digest(call.request_digest, "request_digest"),
+            occurrence=None if call.error else call.occurrence,
+            request=clean(call.request_json),
+            answer=clean(call.answer_json),
+            error=clean(call.error[:MAX_ERROR]) or None,
+            reported_model=clean(call.reported_model[:_MAX_NAME]) or None,
+            input_tokens=_tokens(usage, "input_tokens"),
+            output_tokens=_tokens(usage, "output_tokens"),
+            cached_tokens=_tokens(usage, "cached_tokens"),
+            reasoning_tokens=_tokens(usage, "reasoning_tokens"),
+            latency_ms=_time(call.latency_ms, "latency_ms") if call.HasField("latency_ms") else None,
+            first_byte_ms=(
+                _time(call.first_byte_ms, "first_byte_ms") if call.HasField("first_byte_ms") else None
+            ),
+            started_at=_moment(call),
+            tries=call.calls,
+            cost_picousd=None if spend.unknown else spend.known_picousd,
+            known_picousd=spend.known_picousd,
+            tries_of_unknown_cost=spend.unknown,
+            failed_calls=[_failed_call(one) for one in call.failed_calls],
+        )
+
+    def check(self, position: int, trial: int) -> None:
+        """:raises InvalidInput: the trial is not of this shard."""
+        if self.offset(position, trial) is None:
+            raise InvalidInput("the trial is not of this shard")
+
+    def _spend(
+        self, usage: result_pb2.Usage | None, result: result_pb2.TrialResult | result_pb2.ModelCall
+    ) -> _Spend:
         """What the calls of a result cost, call by call. A call of which nothing is said has an unknown cost."""
         if not result.calls:
             return _Spend(0, 0)
@@ -185,7 +275,7 @@ def _usage(usage: result_pb2.Usage | None) -> Usage:
     )
 
 
-def _moment(result: result_pb2.TrialResult) -> datetime | None:
+def _moment(result: result_pb2.TrialResult | result_pb2.ModelCall) -> datetime | None:
     if not result.HasField("start_time"):
         return None
     try:

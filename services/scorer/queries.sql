@@ -165,14 +165,21 @@ SELECT count(*) AS n, avg(latency_ms) AS mean,
 FROM results WHERE run_id = $1 AND latency_ms IS NOT NULL;
 
 -- name: cost_coverage
--- Trials that called a model, or brought their cost with them, and those of them whose every call has a known cost.
-WITH earlier AS (
+-- Trials that called a model, or brought their cost with them, and those of them whose every call has a known cost. The
+-- calls of programs are counted one by one: they may belong to trials that never got a result.
+WITH begun AS (
+    SELECT position, trial, bool_and(cost_picousd IS NOT NULL) AS known
+    FROM model_calls WHERE run_id = $1 AND tries > 0 GROUP BY position, trial
+), earlier AS (
     SELECT position, trial, bool_or(calls > 0) AS called, bool_and(calls = 0 OR cost_picousd IS NOT NULL) AS known
     FROM attempts WHERE run_id = $1 GROUP BY position, trial
 ), trials AS (
     SELECT r.calls > 0 OR r.cost_picousd IS NOT NULL OR coalesce(a.called, false) AS called,
            (r.calls = 0 OR r.cost_picousd IS NOT NULL) AND coalesce(a.known, true) AS known
     FROM results r LEFT JOIN earlier a USING (position, trial) WHERE r.run_id = $1
+    UNION ALL
+    SELECT true, known FROM begun b
+    WHERE NOT EXISTS (SELECT FROM results r WHERE r.run_id = $1 AND r.position = b.position AND r.trial = b.trial)
 )
 SELECT count(*) FILTER (WHERE called) AS called, count(*) FILTER (WHERE called AND known) AS known FROM trials;
 

@@ -19,9 +19,9 @@ from services.common import tracing
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.signing import Verifier
-from services.scorer import metrics, reporting, store, verification
+from services.scorer import calls, metrics, reporting, store, verification
 from services.scorer.cases import Judge, judge_of
-from services.scorer.domain import ScoredRecord
+from services.scorer.domain import Record, ScoredRecord
 from services.scorer.intake import Intake
 from services.scorer.leases import open_lease
 from services.scorer.loading import Loader
@@ -52,6 +52,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         self,
         pool: asyncpg.Pool,
         recorder: Recorder,
+        book: calls.CallBook,
         targets: CaseReader,
         objects: ObjectStore,
         loader: Loader,
@@ -63,6 +64,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
     ) -> None:
         self._pool = pool
         self._recorder = recorder
+        self._calls = book
         self._targets = targets
         self._objects = objects
         self._loader = loader
@@ -136,6 +138,8 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
                     judged.add(_refused(result, error))
                 else:
                     judged.join(await self._judged(intake, judge, [result], whole))
+        if programs := _programs(judged.scored, results):
+            await self._calls.close_trials(claims.run, programs)
         if judged.scored:
             with tracing.span("store", when=traced):
                 await self._recorder.store(claims.run, judged.scored)
@@ -155,6 +159,28 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
             for item in turn:
                 judged.add(item)
         return judged
+
+    async def RecordCall(  # noqa: N802
+        self, request: result_pb2.RecordCallRequest, context: Context
+    ) -> result_pb2.RecordCallResponse:
+        claims = await self._open(request.lease)
+        stored = await self._calls.record(claims.run, Intake(claims).call(request.call))
+        return result_pb2.RecordCallResponse(number=stored.number, answer_json=stored.answer)
+
+    async def ReplayCalls(  # noqa: N802
+        self, request: result_pb2.ReplayCallsRequest, context: Context
+    ) -> AsyncIterator[result_pb2.ReplayCallsResponse]:
+        claims = await self._open(request.lease)
+        Intake(claims).check(request.position, request.trial)
+        async for stored in self._calls.answers(claims.run, request.position, request.trial):
+            yield result_pb2.ReplayCallsResponse(calls=stored)
+
+    async def _open(self, lease: lease_pb2.SignedLease) -> lease_pb2.LeaseClaims:
+        """The claims of a lease under which something may be recorded now."""
+        claims = open_lease(lease, self._hub)
+        async with self._pool.acquire() as connection:
+            await store.check_open(connection, facts_of(claims.spec), epoch=claims.epoch)
+        return claims
 
     async def LoadShard(  # noqa: N802
         self, request: result_pb2.LoadShardRequest, context: Context
@@ -252,6 +278,15 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         return await self._verifier.verify(request)
 
 
+def _programs(
+    scored: Sequence[ScoredRecord], results: Sequence[result_pb2.TrialResult]
+) -> list[tuple[Record, result_pb2.ProgramRun]]:
+    """The records that programs made, and how those went."""
+    went = {(r.position, r.trial): r.program for r in results if r.HasField("program")}
+    records = (item.record for item in scored) if went else ()
+    return [(record, went[record.key]) for record in records if record.key in went]
+
+
 def _sampled(claims: lease_pb2.LeaseClaims, held: Sequence[int]) -> int | None:
     """The trial of a shard whose way is traced, the first that is not held: the runner takes the same."""
     if not tracing.traceparent():
@@ -287,6 +322,8 @@ def _judge(
     """
     try:
         record = intake.record(result)
+        if result.HasField("program"):
+            calls.check_program_run(result.program)
         target = judge.target(record.position)
         if target is None or target.case_id != record.case_id:
             raise InvalidInput(f"case_id: there is no case {record.case_id!r} at {record.position}")

@@ -11,7 +11,7 @@ import asyncpg
 import structlog
 
 from services.common.objects import Bucket, ObjectStore
-from services.scorer import payloads, predictions
+from services.scorer import calls, payloads, predictions
 from services.scorer.store import SQL, Connection
 
 log = structlog.get_logger()
@@ -56,8 +56,10 @@ class Remover:
                 *(self._remove_older(payloads.payload_key(digest), ended_at) for digest in unused)
             )
         removed = len(rows)
-        for query in ("remove_attempts", "remove_scores"):
-            removed += len(await connection.fetch(SQL[query], run, _ROWS))
+        removals = [SQL["remove_attempts"], SQL["remove_scores"]]
+        removals += [calls.SQL["remove_calls"], calls.SQL["remove_program_runs"]]
+        for query in removals:
+            removed += len(await connection.fetch(query, run, _ROWS))
         return removed > 0
 
     async def _remove_older(self, key: str, than: datetime) -> None:

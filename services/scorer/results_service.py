@@ -16,7 +16,7 @@ from services.common import auth
 from services.common.auth import Scope
 from services.common.paging import Page, next_token
 from services.common.parts import CaseReader
-from services.scorer import store
+from services.scorer import calls, store
 from services.scorer.cases import primary_of, rules_of
 from services.scorer.loading import answers_from_solutions
 from services.scorer.predictions import PredictionStore
@@ -41,12 +41,18 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
     """Results, reports, and uploads of recorded answers."""
 
     def __init__(
-        self, pool: asyncpg.Pool, inputs: CaseReader, targets: CaseReader, predictions: PredictionStore
+        self,
+        pool: asyncpg.Pool,
+        inputs: CaseReader,
+        targets: CaseReader,
+        predictions: PredictionStore,
+        book: calls.CallBook,
     ) -> None:
         self._pool = pool
         self._inputs = inputs
         self._targets = targets
         self._predictions = predictions
+        self._calls = book
 
     async def ListResults(  # noqa: N802
         self, request: result_pb2.ListResultsRequest, context: Context
@@ -59,6 +65,7 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
             rules = rules_of(spec.scoring_json)
             rows, more = await _read_page(connection, request, primary_of(rules), after, page.size)
             scores = await _scores_of(connection, request.run, rows, [rule.name for rule in rules])
+            programs = await _programs_of(connection, request.run, rows) if spec.harness_json else {}
         positions = [row["position"] for row in rows]
         inputs = await self._inputs.rows(spec.inputs_digest, positions)
         may_see = auth.has_scope(Scope.ANSWERS)
@@ -69,7 +76,11 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
         answer = result_pb2.ListResultsResponse()
         size = 0
         for row, asked, target in zip(rows, inputs, targets, strict=True):
-            result = _result(row, asked, target, scores[row["position"], row["trial"]])
+            key = row["position"], row["trial"]
+            result = _result(row, asked, target, scores[key])
+            if key in programs:
+                hidden = made_of_solutions and not may_see
+                result.program.CopyFrom(calls.program_run_message(programs[key], hide_output=hidden))
             if not may_see:
                 _hide_answers(result, made_of_solutions=made_of_solutions)
             size += result.ByteSize()
@@ -81,6 +92,22 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
             last = answer.results[-1]
             answer.next_page_token = next_token([last.position, last.trial])
         return answer
+
+    async def ListCalls(  # noqa: N802
+        self, request: result_pb2.ListCallsRequest, context: Context
+    ) -> result_pb2.ListCallsResponse:
+        auth.require(Scope.READ)
+        page = Page.of(request.page_size, request.page_token, kinds=(int,))
+        async with self._pool.acquire() as connection:
+            spec = run_pb2.RunSpec.FromString(await store.spec_of(connection, request.run))
+        position = await self._calls.find_case(request.run, request.case_id)
+        hidden = answers_from_solutions(spec) and not auth.has_scope(Scope.ANSWERS)
+        after = 0 if page.after is None else page.after[0]
+        rows, more = await self._calls.page(request.run, position, request.trial, after, page.size)
+        return result_pb2.ListCallsResponse(
+            calls=[calls.call_message(row, hidden=hidden) for row in rows],
+            next_page_token=next_token([rows[-1]["number"]]) if more else "",
+        )
 
     async def GetReport(  # noqa: N802
         self, request: result_pb2.GetReportRequest, context: Context
@@ -132,6 +159,15 @@ async def _read_page(
             rows.append(row)
             characters += len(row["response"]) + len(row["reasoning"] or "")
     return rows, False
+
+
+async def _programs_of(
+    connection: store.Connection, run: str, rows: list[asyncpg.Record]
+) -> Mapping[tuple[int, int], asyncpg.Record]:
+    """How the programs went whose results these are."""
+    columns = [[row[name] for row in rows] for name in ("position", "trial", "attempt")]
+    found = await connection.fetch(calls.SQL["program_runs_of"], run, *columns)
+    return {(row["position"], row["trial"]): row for row in found}
 
 
 def _query_of(request: result_pb2.ListResultsRequest, primary: int) -> tuple[str, tuple[Any, ...]]:
@@ -205,6 +241,7 @@ def _result(
         failed_calls=[_failed_call(call) for call in orjson.loads(row["failed_calls"] or "[]")],
         record_time=row["recorded_at"],
         reported_model=row["reported_model"] or "",
+        calls=row["calls"],
     )
     if row["payload_digest"]:
         result.payload.digest = row["payload_digest"]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x65nchgen/eval/v1/event.proto\x12\x10\x62\x65nchgen.eval.v1\"\x1c\n\x0bShardQueued\x12\r\n\x05shard\x18\x01 \x01(\t\"\x19\n\nRunChanged\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x1d\n\x0bRenewLeases\x12\x0e\n\x06runner\x18\x01 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x65nchgen/eval/v1/event.proto\x12\x10\x62\x65nchgen.eval.v1\"/\n\x0bShardQueued\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x11\n\tsandboxed\x18\x02 \x01(\x08\"\x19\n\nRunChanged\x12\x0b\n\x03run\x18\x01 \x01(\t\"\x1d\n\x0bRenewLeases\x12\x0e\n\x06runner\x18\x01 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'benchgen.eval.v1.event_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SHARDQUEUED']._serialized_start=50
-  _globals['_SHARDQUEUED']._serialized_end=78
-  _globals['_RUNCHANGED']._serialized_start=80
-  _globals['_RUNCHANGED']._serialized_end=105
-  _globals['_RENEWLEASES']._serialized_start=107
-  _globals['_RENEWLEASES']._serialized_end=136
+  _globals['_SHARDQUEUED']._serialized_end=97
+  _globals['_RUNCHANGED']._serialized_start=99
+  _globals['_RUNCHANGED']._serialized_end=124
+  _globals['_RENEWLEASES']._serialized_start=126
+  _globals['_RENEWLEASES']._serialized_end=155
 # @@protoc_insertion_point(module_scope)

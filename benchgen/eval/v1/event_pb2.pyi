@@ -27,16 +27,20 @@ class ShardQueued(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SHARD_FIELD_NUMBER: _builtins.int
+    SANDBOXED_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard's id."""
+    sandboxed: _builtins.bool
+    """Whether it takes a sandbox: a runner whose sandboxes are all taken leaves it to another one."""
     def __init__(
         self,
         *,
         shard: _builtins.str = ...,
+        sandboxed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandboxed", b"sandboxed", "shard", b"shard"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

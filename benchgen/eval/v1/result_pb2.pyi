@@ -227,6 +227,7 @@ class TrialResult(_message.Message):
     REPORTED_MODEL_FIELD_NUMBER: _builtins.int
     INPUT_DIGEST_FIELD_NUMBER: _builtins.int
     NO_COST_FIELD_NUMBER: _builtins.int
+    PROGRAM_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The case's position in the dataset."""
     trial: _builtins.int
@@ -271,6 +272,12 @@ class TrialResult(_message.Message):
     def payload(self) -> Global___PayloadRef:
         """The whole answer and reasoning as JSON, when they do not fit here."""
 
+    @_builtins.property
+    def program(self) -> Global___ProgramRun:
+        """How the program went that made it, for the harness `program`. When it is set, the model calls of the trial were
+        recorded one by one: they are counted already, and `calls`, `usage` and `failed_calls` are taken from there.
+        """
+
     def __init__(
         self,
         *,
@@ -292,10 +299,11 @@ class TrialResult(_message.Message):
         reported_model: _builtins.str = ...,
         input_digest: _builtins.str = ...,
         no_cost: _builtins.bool = ...,
+        program: Global___ProgramRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "reasoning", b"reasoning", "reported_model", b"reported_model", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "reported_model", b"reported_model", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_byte_ms: _TypeAlias = _typing.Literal["first_byte_ms"]  # noqa: Y015
     _WhichOneofArgType__first_byte_ms: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms"]  # noqa: Y015
@@ -307,6 +315,318 @@ class TrialResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
 
 Global___TrialResult: _TypeAlias = TrialResult  # noqa: Y015
+
+@_typing.final
+class ProgramRun(_message.Message):
+    """How one start of a program in its sandbox went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDED_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    WALL_SECONDS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    ended: _builtins.str
+    """How it ended, lower case: `exited`, `signalled`, `wall_limit`, `cpu_limit`, `memory_limit`, `output_limit`."""
+    exit_code: _builtins.int
+    """Its exit code, when it exited."""
+    signal: _builtins.int
+    """The number of the signal that ended it, when one did."""
+    wall_seconds: _builtins.float
+    """From its start to its end, seconds."""
+    cpu_seconds: _builtins.float
+    """Of the processor, seconds."""
+    peak_memory_bytes: _builtins.int
+    """The most memory that it had at once, bytes; not set where that is not known."""
+    stdout: _builtins.str
+    """What it wrote to standard output, at most 32 KiB of it."""
+    stderr: _builtins.str
+    """What it wrote to standard error, at most 32 KiB of it."""
+    cut: _builtins.bool
+    """Whether either was longer."""
+    batch: _builtins.int
+    """How many trials it was started for, from 1."""
+    def __init__(
+        self,
+        *,
+        ended: _builtins.str = ...,
+        exit_code: _builtins.int | None = ...,
+        signal: _builtins.int | None = ...,
+        wall_seconds: _builtins.float = ...,
+        cpu_seconds: _builtins.float = ...,
+        peak_memory_bytes: _builtins.int | None = ...,
+        stdout: _builtins.str = ...,
+        stderr: _builtins.str = ...,
+        cut: _builtins.bool = ...,
+        batch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_peak_memory_bytes", b"_peak_memory_bytes", "_signal", b"_signal", "exit_code", b"exit_code", "peak_memory_bytes", b"peak_memory_bytes", "signal", b"signal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_peak_memory_bytes", b"_peak_memory_bytes", "_signal", b"_signal", "batch", b"batch", "cpu_seconds", b"cpu_seconds", "cut", b"cut", "ended", b"ended", "exit_code", b"exit_code", "peak_memory_bytes", b"peak_memory_bytes", "signal", b"signal", "stderr", b"stderr", "stdout", b"stdout", "wall_seconds", b"wall_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__signal: _TypeAlias = _typing.Literal["signal"]  # noqa: Y015
+    _WhichOneofArgType__signal: _TypeAlias = _typing.Literal["_signal", b"_signal"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__signal) -> _WhichOneofReturnType__signal | None: ...
+
+Global___ProgramRun: _TypeAlias = ProgramRun  # noqa: Y015
+
+@_typing.final
+class ModelCall(_message.Message):
+    """A model call that a program made through the model proxy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
+    OCCURRENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_JSON_FIELD_NUMBER: _builtins.int
+    ANSWER_JSON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
+    FIRST_BYTE_MS_FIELD_NUMBER: _builtins.int
+    NO_COST_FIELD_NUMBER: _builtins.int
+    FAILED_CALLS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    REPORTED_MODEL_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    COST_PICOUSD_FIELD_NUMBER: _builtins.int
+    RECORD_TIME_FIELD_NUMBER: _builtins.int
+    ANSWERED_BY_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The case's position in the dataset."""
+    trial: _builtins.int
+    """The repeat, from 0."""
+    number: _builtins.int
+    """Its place among the trial's calls, from 1, in the order in which they were stored. Set by the scorer."""
+    call_id: _builtins.str
+    """A UUID made by the runner."""
+    endpoint: _builtins.str
+    """What was called: `chat.completions` or `completions`."""
+    request_digest: _builtins.str
+    """sha256 of what the program asked, as canonical JSON, without the model's name and whether it is streamed."""
+    occurrence: _builtins.int
+    """How many answers to the same request the trial had before this one."""
+    request_json: _builtins.str
+    """What the program asked, as JSON; at most 4 MiB. Empty without the scope `answers` for `builtin/simulated`: a later
+    request repeats earlier answers.
+    """
+    answer_json: _builtins.str
+    """What it was answered, as JSON; empty when the call failed, and without the scope `answers` for `builtin/simulated`."""
+    error: _builtins.str
+    """Why it failed; empty when it was answered. At most 2,000 characters."""
+    latency_ms: _builtins.float
+    """The last try from sending to the end of the reply, milliseconds."""
+    first_byte_ms: _builtins.float
+    """The last try from sending to the first byte, milliseconds."""
+    no_cost: _builtins.bool
+    """Whether the last try cost nothing for certain; as for a failed try."""
+    calls: _builtins.int
+    """How many tries were made, `failed_calls` included; 0 for a built-in model that takes no call."""
+    reported_model: _builtins.str
+    """The model's name as the endpoint reports it."""
+    attempt: _builtins.int
+    """Which attempt at the shard made it. Set by the scorer."""
+    cost_picousd: _builtins.int
+    """What all its tries cost, in 1e-12 US dollars; not set when unknown. Set by the scorer."""
+    answered_by: _builtins.int
+    """The number of the call whose answer the program got instead, since another attempt had stored one first; 0 when it
+    got this one. Set by the scorer.
+    """
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """Tokens of the last try."""
+
+    @_builtins.property
+    def failed_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailedCall]:
+        """The tries before the last one, in order."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the first try was sent."""
+
+    @_builtins.property
+    def record_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was stored."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        trial: _builtins.int = ...,
+        number: _builtins.int = ...,
+        call_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        request_digest: _builtins.str = ...,
+        occurrence: _builtins.int = ...,
+        request_json: _builtins.str = ...,
+        answer_json: _builtins.str = ...,
+        error: _builtins.str = ...,
+        usage: Global___Usage | None = ...,
+        latency_ms: _builtins.float | None = ...,
+        first_byte_ms: _builtins.float | None = ...,
+        no_cost: _builtins.bool = ...,
+        failed_calls: _abc.Iterable[Global___FailedCall] | None = ...,
+        calls: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        reported_model: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        cost_picousd: _builtins.int | None = ...,
+        record_time: _timestamp_pb2.Timestamp | None = ...,
+        answered_by: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "cost_picousd", b"cost_picousd", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "record_time", b"record_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "answer_json", b"answer_json", "answered_by", b"answered_by", "attempt", b"attempt", "call_id", b"call_id", "calls", b"calls", "cost_picousd", b"cost_picousd", "endpoint", b"endpoint", "error", b"error", "failed_calls", b"failed_calls", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "number", b"number", "occurrence", b"occurrence", "position", b"position", "record_time", b"record_time", "reported_model", b"reported_model", "request_digest", b"request_digest", "request_json", b"request_json", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_picousd: _TypeAlias = _typing.Literal["cost_picousd"]  # noqa: Y015
+    _WhichOneofArgType__cost_picousd: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd"]  # noqa: Y015
+    _WhichOneofReturnType__first_byte_ms: _TypeAlias = _typing.Literal["first_byte_ms"]  # noqa: Y015
+    _WhichOneofArgType__first_byte_ms: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms"]  # noqa: Y015
+    _WhichOneofReturnType__latency_ms: _TypeAlias = _typing.Literal["latency_ms"]  # noqa: Y015
+    _WhichOneofArgType__latency_ms: _TypeAlias = _typing.Literal["_latency_ms", b"_latency_ms"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_picousd) -> _WhichOneofReturnType__cost_picousd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_byte_ms) -> _WhichOneofReturnType__first_byte_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
+
+Global___ModelCall: _TypeAlias = ModelCall  # noqa: Y015
+
+@_typing.final
+class RecordCallRequest(_message.Message):
+    """A model call to store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    CALL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> _lease_pb2.SignedLease:
+        """The lease of the trial's shard."""
+
+    @_builtins.property
+    def call(self) -> Global___ModelCall:
+        """The call."""
+
+    def __init__(
+        self,
+        *,
+        lease: _lease_pb2.SignedLease | None = ...,
+        call: Global___ModelCall | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordCallRequest: _TypeAlias = RecordCallRequest  # noqa: Y015
+
+@_typing.final
+class RecordCallResponse(_message.Message):
+    """The call is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ANSWER_JSON_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number."""
+    answer_json: _builtins.str
+    """The answer that counts, when it is not the one that was sent: another attempt stored it first."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        answer_json: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_json", b"_answer_json", "answer_json", b"answer_json"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_json", b"_answer_json", "answer_json", b"answer_json", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answer_json: _TypeAlias = _typing.Literal["answer_json"]  # noqa: Y015
+    _WhichOneofArgType__answer_json: _TypeAlias = _typing.Literal["_answer_json", b"_answer_json"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_json) -> _WhichOneofReturnType__answer_json | None: ...
+
+Global___RecordCallResponse: _TypeAlias = RecordCallResponse  # noqa: Y015
+
+@_typing.final
+class ReplayCallsRequest(_message.Message):
+    """Asks for the stored answers of a trial."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """The case's position in the dataset."""
+    trial: _builtins.int
+    """The repeat, from 0."""
+    @_builtins.property
+    def lease(self) -> _lease_pb2.SignedLease:
+        """The lease of the trial's shard."""
+
+    def __init__(
+        self,
+        *,
+        lease: _lease_pb2.SignedLease | None = ...,
+        position: _builtins.int = ...,
+        trial: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "position", b"position", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayCallsRequest: _TypeAlias = ReplayCallsRequest  # noqa: Y015
+
+@_typing.final
+class ReplayCallsResponse(_message.Message):
+    """Some stored answers of a trial, about 1 MiB at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelCall]:
+        """In order of their numbers; only the request's digest, the occurrence and the answer are set."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___ModelCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayCallsResponse: _TypeAlias = ReplayCallsResponse  # noqa: Y015
 
 @_typing.final
 class RecordResultsRequest(_message.Message):
@@ -1098,6 +1418,8 @@ class Result(_message.Message):
     RECORD_TIME_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     REPORTED_MODEL_FIELD_NUMBER: _builtins.int
+    PROGRAM_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     position: _builtins.int
@@ -1128,6 +1450,8 @@ class Result(_message.Message):
     """Why the reply ended, as the endpoint says."""
     reported_model: _builtins.str
     """The model's name as the endpoint reports it."""
+    calls: _builtins.int
+    """How many model calls were made, tries that failed included."""
     @_builtins.property
     def input(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """What the model was asked."""
@@ -1152,6 +1476,12 @@ class Result(_message.Message):
     def payload(self) -> Global___PayloadRef:
         """The whole answer, when it does not fit here; hidden like `response`."""
 
+    @_builtins.property
+    def program(self) -> Global___ProgramRun:
+        """How the program went that made it, for the harness `program`; with the scope `answers` only for
+        `builtin/simulated`, whose answers a program may print.
+        """
+
     def __init__(
         self,
         *,
@@ -1175,10 +1505,12 @@ class Result(_message.Message):
         record_time: _timestamp_pb2.Timestamp | None = ...,
         payload: Global___PayloadRef | None = ...,
         reported_model: _builtins.str = ...,
+        program: Global___ProgramRun | None = ...,
+        calls: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "cost_picousd", b"cost_picousd", "latency_ms", b"latency_ms", "payload", b"payload", "record_time", b"record_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "cost_picousd", b"cost_picousd", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "record_time", b"record_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "attempt", b"attempt", "case_id", b"case_id", "cost_picousd", b"cost_picousd", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "input", b"input", "latency_ms", b"latency_ms", "outcome", b"outcome", "payload", b"payload", "position", b"position", "reasoning", b"reasoning", "record_time", b"record_time", "reported_model", b"reported_model", "response", b"response", "run", b"run", "scores", b"scores", "target_json", b"target_json", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "attempt", b"attempt", "calls", b"calls", "case_id", b"case_id", "cost_picousd", b"cost_picousd", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "input", b"input", "latency_ms", b"latency_ms", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "record_time", b"record_time", "reported_model", b"reported_model", "response", b"response", "run", b"run", "scores", b"scores", "target_json", b"target_json", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_picousd: _TypeAlias = _typing.Literal["cost_picousd"]  # noqa: Y015
     _WhichOneofArgType__cost_picousd: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd"]  # noqa: Y015
@@ -1283,6 +1615,72 @@ class ListResultsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResultsResponse: _TypeAlias = ListResultsResponse  # noqa: Y015
+
+@_typing.final
+class ListCallsRequest(_message.Message):
+    """Asks for a page of the model calls of one trial."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CASE_ID_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    case_id: _builtins.str
+    """The case's id."""
+    trial: _builtins.int
+    """The repeat, from 0."""
+    page_size: _builtins.int
+    """How many at most, 1 to 1,000; 50 when 0. A page with long calls ends earlier."""
+    page_token: _builtins.str
+    """The token of the page before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        case_id: _builtins.str = ...,
+        trial: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "page_size", b"page_size", "page_token", b"page_token", "run", b"run", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCallsRequest: _TypeAlias = ListCallsRequest  # noqa: Y015
+
+@_typing.final
+class ListCallsResponse(_message.Message):
+    """A page of model calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The token of the next page; empty on the last."""
+    @_builtins.property
+    def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelCall]:
+        """In the order in which they were stored."""
+
+    def __init__(
+        self,
+        *,
+        calls: _abc.Iterable[Global___ModelCall] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCallsResponse: _TypeAlias = ListCallsResponse  # noqa: Y015
 
 @_typing.final
 class UploadPredictionsRequest(_message.Message):

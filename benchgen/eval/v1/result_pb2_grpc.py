@@ -52,6 +52,11 @@ class ResultServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.UploadPredictionsRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Predictions.FromString,
                 _registered_method=True)
+        self.ListCalls = channel.unary_unary(
+                '/benchgen.eval.v1.ResultService/ListCalls',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsResponse.FromString,
+                _registered_method=True)
 
 
 class ResultServiceServicer:
@@ -81,6 +86,14 @@ class ResultServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCalls(self, request, context):
+        """Lists the model calls that the program of one trial made, in the order in which they were stored. Without the scope
+        `answers` nothing that was said is in those of `builtin/simulated`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +111,11 @@ def add_ResultServiceServicer_to_server(servicer, server):
                     servicer.UploadPredictions,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.UploadPredictionsRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Predictions.SerializeToString,
+            ),
+            'ListCalls': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCalls,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -192,6 +210,33 @@ class ResultService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ListCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.ResultService/ListCalls',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class RecordServiceStub:
     """Records and judges. Owned by the scorer; for runners and the hub only.
@@ -207,6 +252,16 @@ class RecordServiceStub:
                 '/benchgen.eval.v1.RecordService/RecordResults',
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordResultsRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordResultsResponse.FromString,
+                _registered_method=True)
+        self.RecordCall = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/RecordCall',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordCallRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordCallResponse.FromString,
+                _registered_method=True)
+        self.ReplayCalls = channel.unary_stream(
+                '/benchgen.eval.v1.RecordService/ReplayCalls',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ReplayCallsRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ReplayCallsResponse.FromString,
                 _registered_method=True)
         self.LoadShard = channel.unary_unary(
                 '/benchgen.eval.v1.RecordService/LoadShard',
@@ -258,6 +313,21 @@ class RecordServiceServicer:
         """Stores results under a lease. The first message opens with the lease, the answer says what is held already; then
         batches go up and acknowledgements come down. A batch is acknowledged after it is committed, and at most 4 may be
         unacknowledged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordCall(self, request, context):
+        """Stores a model call that a program made, before the program sees the answer. The same call id again changes
+        nothing. Where another attempt at the trial stored an answer to the same request first, that one comes back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplayCalls(self, request, context):
+        """Returns the stored answers of one trial, in order: a trial that is run again gets them for the same requests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,6 +401,16 @@ def add_RecordServiceServicer_to_server(servicer, server):
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordResultsRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordResultsResponse.SerializeToString,
             ),
+            'RecordCall': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordCall,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordCallRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.RecordCallResponse.SerializeToString,
+            ),
+            'ReplayCalls': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplayCalls,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ReplayCallsRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ReplayCallsResponse.SerializeToString,
+            ),
             'LoadShard': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadShard,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardRequest.FromString,
@@ -400,6 +480,60 @@ class RecordService:
             '/benchgen.eval.v1.RecordService/RecordResults',
             benchgen_dot_eval_dot_v1_dot_result__pb2.RecordResultsRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_result__pb2.RecordResultsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordCall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/RecordCall',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.RecordCallRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.RecordCallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayCalls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/ReplayCalls',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ReplayCallsRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ReplayCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,

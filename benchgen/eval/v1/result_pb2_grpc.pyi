@@ -45,6 +45,10 @@ class ResultServiceStub:
     """Stores a file of recorded answers, JSON lines `{case_id, trial?, response, usage?, latency_ms?}`, after checking
     every line against the environment. The first message carries the header, the others the bytes.
     """
+    ListCalls: _grpc.UnaryUnaryMultiCallable[_result_pb2.ListCallsRequest, _result_pb2.ListCallsResponse]
+    """Lists the model calls that the program of one trial made, in the order in which they were stored. Without the scope
+    `answers` nothing that was said is in those of `builtin/simulated`.
+    """
 
 @_typing.type_check_only
 class ResultServiceAsyncStub(ResultServiceStub):
@@ -60,6 +64,10 @@ class ResultServiceAsyncStub(ResultServiceStub):
     UploadPredictions: _aio.StreamUnaryMultiCallable[_result_pb2.UploadPredictionsRequest, _run_pb2.Predictions]  # type: ignore[assignment]
     """Stores a file of recorded answers, JSON lines `{case_id, trial?, response, usage?, latency_ms?}`, after checking
     every line against the environment. The first message carries the header, the others the bytes.
+    """
+    ListCalls: _aio.UnaryUnaryMultiCallable[_result_pb2.ListCallsRequest, _result_pb2.ListCallsResponse]  # type: ignore[assignment]
+    """Lists the model calls that the program of one trial made, in the order in which they were stored. Without the scope
+    `answers` nothing that was said is in those of `builtin/simulated`.
     """
 
 class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -93,6 +101,16 @@ class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
         every line against the environment. The first message carries the header, the others the bytes.
         """
 
+    @_abc_1.abstractmethod
+    def ListCalls(
+        self,
+        request: _result_pb2.ListCallsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.ListCallsResponse, _abc.Awaitable[_result_pb2.ListCallsResponse]]:
+        """Lists the model calls that the program of one trial made, in the order in which they were stored. Without the scope
+        `answers` nothing that was said is in those of `builtin/simulated`.
+        """
+
 def add_ResultServiceServicer_to_server(servicer: ResultServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class RecordServiceStub:
@@ -107,6 +125,12 @@ class RecordServiceStub:
     batches go up and acknowledgements come down. A batch is acknowledged after it is committed, and at most 4 may be
     unacknowledged.
     """
+    RecordCall: _grpc.UnaryUnaryMultiCallable[_result_pb2.RecordCallRequest, _result_pb2.RecordCallResponse]
+    """Stores a model call that a program made, before the program sees the answer. The same call id again changes
+    nothing. Where another attempt at the trial stored an answer to the same request first, that one comes back.
+    """
+    ReplayCalls: _grpc.UnaryStreamMultiCallable[_result_pb2.ReplayCallsRequest, _result_pb2.ReplayCallsResponse]
+    """Returns the stored answers of one trial, in order: a trial that is run again gets them for the same requests."""
     LoadShard: _grpc.UnaryUnaryMultiCallable[_result_pb2.LoadShardRequest, _result_pb2.LoadShardResponse]
     """Loads a shard whose answers are there already: recorded predictions, reference solutions, empty answers. Loading
     twice is the same as once.
@@ -141,6 +165,12 @@ class RecordServiceAsyncStub(RecordServiceStub):
     batches go up and acknowledgements come down. A batch is acknowledged after it is committed, and at most 4 may be
     unacknowledged.
     """
+    RecordCall: _aio.UnaryUnaryMultiCallable[_result_pb2.RecordCallRequest, _result_pb2.RecordCallResponse]  # type: ignore[assignment]
+    """Stores a model call that a program made, before the program sees the answer. The same call id again changes
+    nothing. Where another attempt at the trial stored an answer to the same request first, that one comes back.
+    """
+    ReplayCalls: _aio.UnaryStreamMultiCallable[_result_pb2.ReplayCallsRequest, _result_pb2.ReplayCallsResponse]  # type: ignore[assignment]
+    """Returns the stored answers of one trial, in order: a trial that is run again gets them for the same requests."""
     LoadShard: _aio.UnaryUnaryMultiCallable[_result_pb2.LoadShardRequest, _result_pb2.LoadShardResponse]  # type: ignore[assignment]
     """Loads a shard whose answers are there already: recorded predictions, reference solutions, empty answers. Loading
     twice is the same as once.
@@ -178,6 +208,24 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         batches go up and acknowledgements come down. A batch is acknowledged after it is committed, and at most 4 may be
         unacknowledged.
         """
+
+    @_abc_1.abstractmethod
+    def RecordCall(
+        self,
+        request: _result_pb2.RecordCallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.RecordCallResponse, _abc.Awaitable[_result_pb2.RecordCallResponse]]:
+        """Stores a model call that a program made, before the program sees the answer. The same call id again changes
+        nothing. Where another attempt at the trial stored an answer to the same request first, that one comes back.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayCalls(
+        self,
+        request: _result_pb2.ReplayCallsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_result_pb2.ReplayCallsResponse], _abc.AsyncIterator[_result_pb2.ReplayCallsResponse]]:
+        """Returns the stored answers of one trial, in order: a trial that is run again gets them for the same requests."""
 
     @_abc_1.abstractmethod
     def LoadShard(

@@ -163,6 +163,7 @@ class RunSpec(_message.Message):
     MAX_TRIES_FIELD_NUMBER: _builtins.int
     CALL_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     PRIMARY_RULE_FIELD_NUMBER: _builtins.int
+    HARNESS_JSON_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     environment: _builtins.str
@@ -197,6 +198,10 @@ class RunSpec(_message.Message):
     """The longest one call may take, seconds."""
     primary_rule: _builtins.str
     """The name of the primary scoring rule."""
+    harness_json: _builtins.str
+    """The program of the harness `program` as canonical JSON: the digest of its files, its command, its limits. Empty for
+    other harnesses.
+    """
     @_builtins.property
     def subject(self) -> Global___Subject:
         """Who answers."""
@@ -232,10 +237,11 @@ class RunSpec(_message.Message):
         max_tries: _builtins.int = ...,
         call_timeout_seconds: _builtins.float = ...,
         primary_rule: _builtins.str = ...,
+        harness_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_timeout_seconds", b"call_timeout_seconds", "cases", b"cases", "digest", b"digest", "environment", b"environment", "generation", b"generation", "inputs_digest", b"inputs_digest", "materialiser", b"materialiser", "max_tries", b"max_tries", "planned", b"planned", "primary_rule", b"primary_rule", "run", b"run", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "seed", b"seed", "selection", b"selection", "simulated", b"simulated", "solutions_digest", b"solutions_digest", "subject", b"subject", "targets_digest", b"targets_digest", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_timeout_seconds", b"call_timeout_seconds", "cases", b"cases", "digest", b"digest", "environment", b"environment", "generation", b"generation", "harness_json", b"harness_json", "inputs_digest", b"inputs_digest", "materialiser", b"materialiser", "max_tries", b"max_tries", "planned", b"planned", "primary_rule", b"primary_rule", "run", b"run", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "seed", b"seed", "selection", b"selection", "simulated", b"simulated", "solutions_digest", b"solutions_digest", "subject", b"subject", "targets_digest", b"targets_digest", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

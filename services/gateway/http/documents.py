@@ -296,6 +296,56 @@ class Payload(Shape):
     bytes: int
 
 
+class Program(Shape):
+    """How the program of a harness went."""
+
+    ended: Annotated[
+        str,
+        Field(
+            description="`exited`, `signalled`, `wall_limit`, `cpu_limit`, `memory_limit` or `output_limit`."
+        ),
+    ]
+    exit_code: int | None
+    signal: int | None
+    wall_seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int | None
+    stdout: str
+    stderr: str
+    cut: Annotated[bool, Field(description="Whether either output was longer than what is kept.")]
+    batch: Annotated[int, Field(description="How many trials it was started for.")]
+
+
+class ModelCall(Shape):
+    """A model call that a program made."""
+
+    number: int
+    attempt: int
+    endpoint: Annotated[str, Field(description="`chat.completions` or `completions`.")]
+    request: Annotated[
+        Any,
+        Field(
+            description="What the program asked. Without the scope `answers` null for `builtin/simulated`;"
+            " so is `answer`."
+        ),
+    ]
+    answer: Annotated[Any, Field(description="What the program was answered; null when the call failed.")]
+    error: str | None
+    latency_ms: float | None
+    tokens: Usage | None
+    cost_usd: float | None
+    tries: int
+    failed_calls: list[FailedCall]
+    reported_model: str | None
+    request_digest: str
+    answered_by: Annotated[
+        int | None,
+        Field(description="The call whose answer the program got instead, of another attempt."),
+    ]
+    started_at: str | None
+    recorded_at: str | None
+
+
 class Result(Shape):
     """What one trial produced, with its scores by rule."""
 
@@ -325,6 +375,8 @@ class Result(Shape):
     reported_model: str | None
     payload: Payload | None
     recorded_at: str | None
+    calls: int
+    program: Program | None
 
 
 class Coverage(Shape):
@@ -425,3 +477,7 @@ class RunPage(Page[Run]):
 
 class ResultPage(Page[Result]):
     """A page of results."""
+
+
+class CallPage(Page[ModelCall]):
+    """A page of model calls."""

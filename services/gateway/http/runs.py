@@ -190,6 +190,24 @@ async def list_results(
     return page_response(page.results, schemas.result_json, page.next_page_token)
 
 
+@router.get("/{run}/calls", summary="List model calls", responses=openapi.answer(documents.CallPage))
+async def list_calls(
+    caller: CallerDep,
+    run: RunId,
+    case_id: Annotated[str, Query(min_length=1, max_length=300, description="The case.")],
+    trial: Annotated[int, Query(ge=0, le=1_000_000, description="The repeat, from 0.")] = 0,
+    page_size: PageSize = 50,
+    page_token: PageToken = "",
+) -> Response:
+    """The model calls that the program of one trial made, in the order in which they were stored: its transcript.
+    Empty for harnesses that run no program."""
+    request = result_pb2.ListCallsRequest(
+        run=run, case_id=case_id, trial=trial, page_size=page_size, page_token=page_token
+    )
+    page = await caller.call(caller.backends.results.ListCalls, request)
+    return page_response(page.calls, schemas.call_json, page.next_page_token)
+
+
 @router.get("/{run}/report", summary="Get a report", responses=openapi.answer(documents.Report))
 async def get_report(caller: CallerDep, run: RunId) -> Response:
     """The latest report of a run; 409 until there is one."""

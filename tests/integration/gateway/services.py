@@ -254,6 +254,15 @@ class Services(
             result.response = "x" * (rpc.MAX_MESSAGE + 1)
         return result_pb2.ListResultsResponse(results=[result])
 
+    async def ListCalls(
+        self, request: result_pb2.ListCallsRequest, context: Context
+    ) -> result_pb2.ListCallsResponse:
+        self._note("ListCalls", request, context)
+        call = result_pb2.ModelCall(
+            number=1, endpoint="chat.completions", request_json='{"messages": []}', answer_json='{"id": "1"}'
+        )
+        return result_pb2.ListCallsResponse(calls=[call])
+
     async def GetReport(self, request: result_pb2.GetReportRequest, context: Context) -> result_pb2.Report:
         raise FailedPrecondition(f"run {request.run} has no report yet: it has not ended")
 

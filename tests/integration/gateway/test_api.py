@@ -117,6 +117,9 @@ async def test_runs(gateway: Gateway) -> None:
     assert gateway.services.seen[-1].request == run_pb2.DeleteRunRequest(name="r1")
     async with gateway.http.delete("/api/v1/runs/running") as answer:
         assert answer.status == 409
+    await get(gateway, "/api/v1/runs/r1/calls?case_id=c&trial=2", documents.CallPage)
+    wanted = result_pb2.ListCallsRequest(run="r1", case_id="c", trial=2, page_size=50)
+    assert gateway.services.seen[-1].request == wanted
     await get(gateway, "/api/v1/runs/r1/results?filter=failed&page_size=9", documents.ResultPage)
     asked = gateway.services.seen[-1].request
     failed = result_pb2.ListResultsRequest.FILTER_FAILED
@@ -219,7 +222,7 @@ async def test_the_documents_need_no_key_and_nothing_from_elsewhere(gateway: Gat
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 22
+    assert len(operations) == 23
     for name, operation in operations.items():
         assert operation["security"] == [{"HTTPBearer": []}], name
         assert operation["summary"], name

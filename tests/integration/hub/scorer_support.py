@@ -101,6 +101,12 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
     def RecordResults(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         raise AssertionError("the hub records nothing")
 
+    async def RecordCall(self, request: Any, context: Any) -> result_pb2.RecordCallResponse:
+        raise AssertionError("the hub records nothing")
+
+    def ReplayCalls(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        raise AssertionError("the hub runs nothing")
+
     async def VerifyVersion(self, request: Any, context: Any) -> environment_pb2.Verification:
         raise AssertionError("runs verify nothing")
 

@@ -407,6 +407,8 @@ class Platform(
                     result_pb2.Message(role="system", content="You count."),
                     result_pb2.Message(role="user", content=f"What is {number} + 1?"),
                 ],
+                program=result_pb2.ProgramRun(ended="exited", exit_code=0, wall_seconds=1.5, batch=1),
+                calls=2,
                 target_json="" if self.hide_targets else json.dumps(str(number + 1)),
             )
             if number >= planned - self.missing:
@@ -447,6 +449,25 @@ class Platform(
         end = start + min(request.page_size or 50, 4)
         token = str(end) if end < len(found) else ""
         return result_pb2.ListResultsResponse(results=found[start:end], next_page_token=token)
+
+    def ListCalls(  # noqa: N802
+        self, request: result_pb2.ListCallsRequest, context: grpc.ServicerContext
+    ) -> result_pb2.ListCallsResponse:
+        self.admit(context)
+        asked = {"messages": [{"role": "user", "content": f"What is {request.case_id}?"}]}
+        answered = {"choices": [{"message": {"role": "assistant", "content": "It is 42."}}]}
+        call = result_pb2.ModelCall(
+            number=1,
+            request_json=json.dumps(asked),
+            answer_json=json.dumps(answered),
+            calls=2,
+            failed_calls=[result_pb2.FailedCall(http_status=503)],
+            latency_ms=12,
+        )
+        broken = result_pb2.ModelCall(
+            number=2, request_json='{"prompt": "And now?"}', error="quota: none left"
+        )
+        return result_pb2.ListCallsResponse(calls=[call, broken])
 
     def GetReport(  # noqa: N802
         self, request: result_pb2.GetReportRequest, context: grpc.ServicerContext

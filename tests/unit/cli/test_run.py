@@ -186,6 +186,19 @@ def test_results_as_json_are_all_of_them(benchgen: Command, platform: Platform) 
     assert benchgen("results", "latest", "--case", "nothing", "--json").json() == []
 
 
+def test_the_calls_of_a_program(benchgen: Command) -> None:
+    benchgen(*SIMULATED)
+    shown = benchgen("results", "latest", "--calls", "--limit", "1").out
+    assert "call 1" in shown
+    assert "What is case-000?" in shown
+    assert "It is 42." in shown
+    assert "tried 2 times" in shown
+    assert "quota: none left" in shown
+    ran = benchgen("results", "latest", "--calls", "--json", "--limit", "1").json()[0]
+    assert [call["error"] for call in ran["model_calls"]] == [None, "quota: none left"]
+    assert ran["program"]["exit_code"] == 0
+
+
 def test_results_say_when_there_are_more(benchgen: Command) -> None:
     benchgen(*SIMULATED)
     assert "the first 3; there are more" in benchgen("results", "latest", "--limit", "3").err
