@@ -52,9 +52,10 @@ def parse_manifest(tree: BundleTree, log: ProblemLog) -> ParsedManifest:
     if MANIFEST_FILE not in tree:
         hint = ""
         if "competition.yaml" in tree:
-            hint = "; competition.yaml bundles are not supported by this version"
-        elif "environment.yml" in tree:
-            hint = "; rename environment.yml"
+            hint = "; competition.yaml bundles can be checked, and not yet published"
+        for misspelled in ("environment.yml", "competition.yml"):
+            if misspelled in tree:
+                hint = f"; rename {misspelled}"
         log.add(MANIFEST_FILE, f"expected this file at the top of the bundle, found none{hint}")
         return ParsedManifest(None, None)
     size = tree.size(MANIFEST_FILE)

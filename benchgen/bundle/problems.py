@@ -70,6 +70,11 @@ class ProblemLog:
         """How many problems there are, those beyond the bound included."""
         return len(self._problems) + self._more
 
+    @property
+    def problems(self) -> list[Problem]:
+        """Those that are kept in full."""
+        return list(self._problems)
+
     def add(
         self,
         file: str,

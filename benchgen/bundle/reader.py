@@ -23,6 +23,7 @@ from benchgen.bundle.tree import (
     hash_stream,
     ignored,
     nfc,
+    parents,
     path_problem,
 )
 
@@ -32,6 +33,8 @@ MAX_RATIO = 200
 RATIO_FLOOR_BYTES = 16 << 20
 # 10,000 entries with long names and extra fields fit several times.
 MAX_DIRECTORY_BYTES = 16 << 20
+# Of an archive and all archives in it.
+MAX_ENTRIES = 50_000
 # The end records: 22 bytes and a comment of at most 65,535, before them 76 for large archives.
 _TAIL_BYTES = 22 + 65_535 + 76
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -44,11 +47,12 @@ class _TooLargeError(Exception):
     """A stream gave more bytes than it may."""
 
 
-class _Budget:
-    """Counts the bytes of all files together."""
+class Budget:
+    """Counts the bytes of all files together, those of archives inside the archive included."""
 
     def __init__(self) -> None:
         self.spent = 0
+        self.entries = 0
 
     def check(self, size: int, packed: int | None) -> None:
         """Raises where a file of ``size`` bytes so far, from ``packed`` bytes of a zip, is too much."""
@@ -75,7 +79,7 @@ def load_folder(folder: Path) -> BundleTree:
         raise BundleInvalid([Problem(str(folder), "expected a folder, found none")])
     log = ProblemLog()
     register = PathRegister(log)
-    budget = _Budget()
+    budget = Budget()
     files: list[BundleFile] = []
     sources: dict[str, Path] = {}
     for relative in _walk(root, log):
@@ -116,7 +120,7 @@ def _walk(root: Path, log: ProblemLog) -> Iterator[str]:
                 log.add(relative, "expected a file or a folder, found a special file")
 
 
-def _hash_file(path: str, source: Path, budget: _Budget, log: ProblemLog) -> BundleFile | None:
+def _hash_file(path: str, source: Path, budget: Budget, log: ProblemLog) -> BundleFile | None:
     try:
         with source.open("rb") as stream:
             size, sha256 = hash_stream(stream, lambda size: budget.check(size, None))
@@ -130,13 +134,18 @@ def _hash_file(path: str, source: Path, budget: _Budget, log: ProblemLog) -> Bun
     return BundleFile(path, size, sha256)
 
 
-def open_zip(archive: Path) -> BundleTree:
+def open_zip(archive: Path, *, budget: Budget | None = None, inner: bool = False) -> BundleTree:
     """The zip as a tree. Every entry is inflated once, measured and hashed; nothing is written to disk.
 
     One folder around everything (as macOS and GitHub make it) is taken off. Raises ``BundleInvalid`` with
     every problem: names that escape or collide, links, encryption, unknown compression, bombs, damaged data.
+
+    :param budget: what the archive counts against, where it is one of several.
+    :param inner: it is an archive inside a bundle, whose programs rely on its names: no folder is taken off,
+        names may differ in nothing but case, and of equal names the last one counts, as for ``unzip``.
     """
     name = Path(archive).name
+    budget = budget or Budget()
     log = ProblemLog()
     files: list[BundleFile] = []
     try:
@@ -144,8 +153,11 @@ def open_zip(archive: Path) -> BundleTree:
             message = f"expected a table of contents of at most {MAX_DIRECTORY_BYTES:,} bytes, found {size:,}"
             raise BundleInvalid([Problem(name, message)])
         with zipfile.ZipFile(archive) as opened:
-            infos = _admissible(opened.infolist(), log)
-            budget = _Budget()
+            infos = _admissible(opened.infolist(), log, inner=inner)
+            budget.entries += len(infos)
+            if budget.entries > MAX_ENTRIES:
+                message = f"expected at most {MAX_ENTRIES:,} files in all archives, found more"
+                raise BundleInvalid([Problem(name, message)])
             for path, info in infos.items():
                 file = _hash_entry(opened, path, info, budget, log)
                 if file is not None:
@@ -175,39 +187,61 @@ def _directory_bytes(archive: Path) -> int:
     return int.from_bytes(tail[end + 12 : end + 16], "little")
 
 
-def _admissible(entries: list[zipfile.ZipInfo], log: ProblemLog) -> dict[str, zipfile.ZipInfo]:
+def _admissible(
+    entries: list[zipfile.ZipInfo], log: ProblemLog, *, inner: bool
+) -> dict[str, zipfile.ZipInfo]:
     """The entries that are files of the bundle, by path, without the folder around everything."""
     if len(entries) > MAX_FILES:
         log.add("", f"expected at most {MAX_FILES:,} entries, found {len(entries):,}")
         log.raise_if_any()
     named: list[tuple[str, zipfile.ZipInfo]] = []
     for info in entries:
-        path = _entry_path(info, log)
+        path = _entry_path(info, log, inner=inner)
         if path is not None:
             named.append((path, info))
+    if inner:
+        return _last_of_each(named, log)
     tops = {path.split("/", 1)[0] for path, _ in named}
     nested = len(tops) == 1 and all("/" in path for path, _ in named)
     register = PathRegister(log)
     admitted: dict[str, zipfile.ZipInfo] = {}
     for path, info in named:
-        inner = path.split("/", 1)[1] if nested else path
-        if not ignored(inner) and register.admit(inner):
-            admitted[inner] = info
+        bare = path.split("/", 1)[1] if nested else path
+        if not ignored(bare) and register.admit(bare):
+            admitted[bare] = info
     return admitted
 
 
-def _entry_path(info: zipfile.ZipInfo, log: ProblemLog) -> str | None:
+def _last_of_each(named: list[tuple[str, zipfile.ZipInfo]], log: ProblemLog) -> dict[str, zipfile.ZipInfo]:
+    """The files of an inner archive; none of them may be a folder of another."""
+    admitted = {path: info for path, info in named if not ignored(path)}
+    for path in admitted:
+        if any(parent in admitted for parent in parents(path)):
+            log.add(path, "expected a folder around this file, found that the folder is also a file")
+    return admitted
+
+
+def _entry_path(info: zipfile.ZipInfo, log: ProblemLog, *, inner: bool) -> str | None:
     """The path of an entry that is a file; None for folders, for what is ignored and what has a problem."""
     # orig_filename: zipfile cuts the other one at the first NUL.
     name = info.orig_filename
+    if inner:
+        name = name.removeprefix("./")
+        if not name:
+            return None
     if not info.flag_bits & _UTF8_FLAG and not name.isascii():
         # Without the flag zipfile reads cp437; macOS writes UTF-8 and does not say so.
         try:
             name = name.encode("cp437").decode("utf-8")
         except UnicodeError:
+            if inner:
+                return None if name.endswith("/") else _checked(nfc(name), info, log)
             log.add(ascii(name), "expected a name in UTF-8, found another encoding")
             return None
-    path = nfc(name)
+    return _checked(nfc(name), info, log)
+
+
+def _checked(path: str, info: zipfile.ZipInfo, log: ProblemLog) -> str | None:
     folder = path.endswith("/")
     problem = path_problem(path[:-1] if folder else path) or _entry_problem(info, folder)
     if problem is not None:
@@ -233,7 +267,7 @@ def _entry_problem(info: zipfile.ZipInfo, folder: bool) -> str | None:
 
 
 def _hash_entry(
-    opened: zipfile.ZipFile, path: str, info: zipfile.ZipInfo, budget: _Budget, log: ProblemLog
+    opened: zipfile.ZipFile, path: str, info: zipfile.ZipInfo, budget: Budget, log: ProblemLog
 ) -> BundleFile | None:
     try:
         with opened.open(_unbounded(info)) as stream:

@@ -121,14 +121,14 @@ class PathRegister:
         """Notes a path; adds a problem and answers False where it collides with an earlier one."""
         folded = _folded(path)
         other = self._files.get(folded) or self._folders.get(folded)
-        parents = list(_parents(folded))
-        other = other or next((self._files[parent] for parent in parents if parent in self._files), None)
+        folders = list(parents(folded))
+        other = other or next((self._files[parent] for parent in folders if parent in self._files), None)
         if other is not None:
             same = "it twice" if other == path else f"also {other!r}, the same file on some systems"
             self._log.add(path, f"expected each file once, found {same}")
             return False
         self._files[folded] = path
-        for parent in parents:
+        for parent in folders:
             self._folders.setdefault(parent, path)
         return True
 
@@ -153,7 +153,8 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
-def _parents(path: str) -> Iterator[str]:
+def parents(path: str) -> Iterator[str]:
+    """The folders that a file lies in, the outermost first."""
     parts = path.split("/")
     for end in range(1, len(parts)):
         yield "/".join(parts[:end])

@@ -44,8 +44,13 @@ class YamlDocument:
         return any(path[: len(broken)] == broken for broken in self.broken)
 
 
-def read_yaml(content: bytes, file: str, log: ProblemLog) -> YamlDocument | None:
-    """The document, or None with problems in the log where it cannot be read at all."""
+def read_yaml(content: bytes, file: str, log: ProblemLog, *, lenient: bool = False) -> YamlDocument | None:
+    """The document, or None with problems in the log where it cannot be read at all.
+
+    ``lenient`` reads what every YAML parser reads, for files that were not written for us: aliases and merged
+    mappings are written out, keys of any type become texts, of equal keys the last one counts, and what a tag
+    or its spelling makes a value of another type is its text where it cannot be that.
+    """
     if len(content) > MAX_YAML_BYTES:
         log.add(file, f"expected at most {MAX_YAML_BYTES:,} bytes, found {len(content):,}")
         return None
@@ -56,7 +61,7 @@ def read_yaml(content: bytes, file: str, log: ProblemLog) -> YamlDocument | None
         log.add(file, f"expected UTF-8, found the byte 0x{content[error.start]:02x}", line=line)
         return None
     try:
-        if not _depth_allowed(text, file, log):
+        if not _depth_allowed(text, file, log, aliases=lenient):
             return None
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -67,12 +72,12 @@ def read_yaml(content: bytes, file: str, log: ProblemLog) -> YamlDocument | None
     except yaml.YAMLError as error:
         log.add(file, f"expected valid YAML, found: {error}")
         return None
-    builder = _Builder(file, log)
+    builder = _Lenient(file, log) if lenient else _Builder(file, log)
     builder.document.data = None if node is None else builder.build(node, ())
     return builder.document
 
 
-def _depth_allowed(text: str, file: str, log: ProblemLog) -> bool:
+def _depth_allowed(text: str, file: str, log: ProblemLog, *, aliases: bool) -> bool:
     """Checks nesting on the event stream: composing is recursive and would overflow first."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
@@ -87,7 +92,7 @@ def _depth_allowed(text: str, file: str, log: ProblemLog) -> bool:
         if count > 2 * MAX_NODES:
             log.add(file, f"expected at most {MAX_NODES:,} values, found more", line=line)
             return False
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and not aliases:
             message = f"expected plain values, found the alias *{event.anchor}; write the value out"
             log.add(file, message, line=line)
             return False
@@ -143,6 +148,50 @@ class _Builder:
 
     def _problem(self, message: str, path: Path, line: int) -> None:
         self._log.add(self._file, message, line=line, field=dotted(path) or None)
+
+
+class _Lenient(_Builder):
+    """Reads as PyYAML does. Aliases are written out, within the same bounds as what is written out already."""
+
+    def __init__(self, file: str, log: ProblemLog) -> None:
+        super().__init__(file, log)
+        self._nodes = 0
+        self._cut = False
+
+    def build(self, node: yaml.Node, path: Path) -> Any:
+        self._nodes += 1
+        if len(path) > MAX_DEPTH or self._nodes > MAX_NODES:
+            if not self._cut:
+                bounds = f"{MAX_NODES:,} values and {MAX_DEPTH} levels"
+                message = f"expected at most {bounds} with all aliases written out, found more"
+                self._problem(message, path, node.start_mark.line + 1)
+            self._cut = True
+            return None
+        return super().build(node, path)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                for source in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                    built = self.build(source, path)
+                    merged = {**(built if isinstance(built, dict) else {}), **merged}
+            elif isinstance(key_node, yaml.ScalarNode):
+                key = key_node.value
+                self.document.lines[(*path, key)] = line
+                values[key] = self.build(value_node, (*path, key))
+            else:
+                self._problem("expected a text as key, found a collection", path, line)
+        return {**merged, **values}
+
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        try:
+            return self._scalars.construct_object(node, deep=True)
+        except (yaml.YAMLError, ValueError, OverflowError):
+            # Whoever reads the field says what is wrong with it.
+            return node.value
 
 
 def dotted(path: Sequence[str | int]) -> str:

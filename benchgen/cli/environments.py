@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from benchgen.eval.v1 import environment_pb2
 
 _MANIFEST = "environment.yaml"
+_COMPETITION = "competition.yaml"
 _NEW_SOURCE = click.Path(exists=True, path_type=Path)
 _TEMPLATES = ("math", "choice", "instruct")
 
@@ -74,16 +75,23 @@ def init(*, folder: Path, name: str | None, template: str) -> None:
 def validate(*, source: Path, as_json: bool) -> None:
     """Check a folder or zip, without a server: all problems at once, with their places.
 
+    It has an environment.yaml, or a competition.yaml as Codabench and CodaLab know it (versions 2, 1.5, 1.8).
+
     \b
     Examples:
       benchgen env validate my-task
       benchgen env validate my-task-1.0.0.zip --json
     """
     from benchgen import bundle
+    from benchgen.bundle import competition
+    from benchgen.cli import competitions
 
     with tempfile.TemporaryDirectory(prefix="benchgen-") as scratch:
         try:
             tree = _tree(source)
+            if competition.is_competition(tree):
+                competitions.tell(tree, competition.read_competition(tree), as_json=as_json)
+                return
             manifest = bundle.validate(tree)
             made = bundle.materialise(tree, manifest, Path(scratch))
         except bundle.BundleInvalid as error:
@@ -139,9 +147,15 @@ def pack(*, folder: Path, output: Path | None, as_json: bool) -> None:
       benchgen env pack my-task -o /tmp/my-task.zip
     """
     from benchgen import bundle
+    from benchgen.bundle import competition
 
-    manifest = bundle.validate(_tree(folder))
-    archive = output or Path(f"{manifest.name.replace('/', '-')}-{manifest.version}.zip")
+    tree = _tree(folder)
+    if competition.is_competition(tree):
+        name = competition.read_competition(tree).competition.slug
+    else:
+        manifest = bundle.validate(tree)
+        name = f"{manifest.name.replace('/', '-')}-{manifest.version}"
+    archive = output or Path(f"{name}.zip")
     packed = bundle.pack(folder, archive)
     if as_json:
         print_json({"file": str(archive), **packed._asdict()})
@@ -198,10 +212,10 @@ def publish(client: Client, source: Path) -> environment_pb2.Publication:
 
 def require_manifest(source: Path) -> None:
     """End the command where a folder is no environment at all, before any server is asked."""
-    if source.is_dir() and not (source / _MANIFEST).is_file():
+    if source.is_dir() and not any((source / name).is_file() for name in (_MANIFEST, _COMPETITION)):
         raise Stop(
             Exit.BAD_INPUT,
-            f"{source} holds no {_MANIFEST}",
+            f"{source} holds no {_MANIFEST} and no {_COMPETITION}",
             f"`benchgen env init {source}` writes one to start from",
         )
 

@@ -173,7 +173,7 @@ def test_a_pattern_of_its_own_is_target_enough(tmp_path: Path) -> None:
 def test_a_missing_manifest_is_explained(tmp_path: Path) -> None:
     (tmp_path / "competition.yaml").write_text("x: 1")
     (problem,) = problems(tmp_path)
-    assert "competition.yaml bundles are not supported" in problem.message
+    assert "competition.yaml bundles can be checked" in problem.message
 
 
 def test_a_manifest_that_is_no_text_or_no_mapping(tmp_path: Path) -> None:

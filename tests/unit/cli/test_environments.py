@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchgen.eval.v1 import environment_pb2
+from tests.unit.bundle.competition.support import documented, folder_tree
 from tests.unit.cli.conftest import Command
 from tests.unit.cli.platform import Platform
 
@@ -47,7 +48,7 @@ def test_a_folder_that_is_no_environment(offline: Command, tmp_path: Path) -> No
     for command in ("validate", "push"):
         ended = offline("env", command, "empty")
         assert ended.code == 2
-        assert "empty holds no environment.yaml" in ended.err
+        assert "empty holds no environment.yaml and no competition.yaml" in ended.err
 
 
 def test_push_says_what_became_of_it(benchgen: Command, folder: Path) -> None:
@@ -88,3 +89,23 @@ def test_pull_gives_back_the_folder(benchgen: Command, folder: Path, tmp_path: P
     ended = benchgen("env", "pull", "my-task")
     assert ended.code == 2
     assert "my-task exists already" in ended.err
+
+
+def test_competition_bundles_are_checked_and_packed(offline: Command, tmp_path: Path) -> None:
+    folder_tree(tmp_path / "letters", documented())
+    ended = offline("env", "validate", "letters")
+    assert ended.code == 0
+    assert ended.out.startswith(
+        "valid: Letters (competition.yaml, version 2), 1 phase, 1 task, 1 solution, 2 columns, digest "
+    )
+    packed = offline("env", "pack", "letters", "--json").json()
+    assert packed["file"] == "letters.zip"
+    checked = offline("env", "validate", "letters.zip", "--json").json()
+    assert (checked["valid"], checked["digest"], checked["cases"]) == (True, packed["digest"], 1)
+    assert checked["competition"]["columns"][0]["primary"] is True
+    (tmp_path / "letters" / "scoring.zip").unlink()
+    ended = offline("env", "validate", "letters")
+    assert ended.code == 2
+    assert (
+        "competition.yaml:17: tasks[0].scoring_program: expected a scoring program in the bundle" in ended.err
+    )
