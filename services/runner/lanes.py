@@ -46,6 +46,10 @@ class CallLimit(AdaptiveLimit):
         self._calling.discard(task)
         super().release()
 
+    def is_calling(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a task has a call in flight at this moment."""
+        return task in self._calling
+
     def call_off(self) -> int:
         """Cancel the tasks whose calls are in flight, and tell how many; they ask ``was_called_off``."""
         for task in self._calling:

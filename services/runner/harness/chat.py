@@ -107,7 +107,7 @@ class ChatHarness:
             **(_fault_fields(answer) if isinstance(answer, Fault) else self._reply_fields(answer)),
         )
         if len(conversation.calls) > 1:
-            result.failed_calls.extend(_failed(call) for call in conversation.calls[:-1])
+            result.failed_calls.extend(failed_call(call) for call in conversation.calls[:-1])
         return result, _shorten(result)
 
     def _reply_fields(self, reply: Reply) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class ChatHarness:
             "latency_ms": reply.latency_ms,
             "first_byte_ms": reply.first_byte_ms,
             "reported_model": reply.model,
-            "usage": _usage(reply.usage),
+            "usage": usage_message(reply.usage),
             "no_cost": reply.no_cost,
         }
 
@@ -157,7 +157,7 @@ def _fault_fields(fault: Fault) -> dict[str, Any]:
         "outcome": result_pb2.OUTCOME_PROVIDER_ERROR,
         "error": f"{fault.kind}: {fault.message}",
         "latency_ms": fault.latency_ms,
-        "usage": _known(fault.usage),
+        "usage": known_usage(fault.usage),
         "no_cost": fault.no_cost,
     }
 
@@ -197,7 +197,8 @@ def _cut_at_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min(ends)] if ends else text
 
 
-def _usage(usage: Usage) -> result_pb2.Usage:
+def usage_message(usage: Usage) -> result_pb2.Usage:
+    """The tokens of a call, as they travel."""
     return result_pb2.Usage(
         input_tokens=usage.input,
         output_tokens=usage.output,
@@ -206,16 +207,18 @@ def _usage(usage: Usage) -> result_pb2.Usage:
     )
 
 
-def _failed(call: CallRecord) -> result_pb2.FailedCall:
+def failed_call(call: CallRecord) -> result_pb2.FailedCall:
+    """A try that was made again, as it travels."""
     return result_pb2.FailedCall(
         http_status=call.status or 0,
         error=call.message,
         latency_ms=call.latency_ms,
         wait_ms=call.waited_s * 1000,
-        usage=_known(call.usage),
+        usage=known_usage(call.usage),
         no_cost=call.no_cost,
     )
 
 
-def _known(usage: Usage) -> result_pb2.Usage | None:
-    return None if usage is UNKNOWN_USAGE else _usage(usage)
+def known_usage(usage: Usage) -> result_pb2.Usage | None:
+    """The same; None where nothing was reported."""
+    return None if usage is UNKNOWN_USAGE else usage_message(usage)
