@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
@@ -96,15 +96,18 @@ def identify(token: str, peers: Mapping[str, str]) -> str:
     raise Unauthenticated("no valid service credential was presented")
 
 
-def seal_principal(who: Principal, signer: Signer) -> bytes:
-    """The metadata value that carries a principal for one call."""
+def seal_principal(who: Principal, signer: Signer, now: Callable[[], float] = time.time) -> bytes:
+    """The metadata value that carries a principal for one call.
+
+    :param now: the clock that is asked, of which the other end knows too.
+    """
     body = orjson.dumps(
-        {"key": who.key_id, "scopes": sorted(who.scopes), "expires": time.time() + _PRINCIPAL_SECONDS}
+        {"key": who.key_id, "scopes": sorted(who.scopes), "expires": now() + _PRINCIPAL_SECONDS}
     )
     return signer.sign(body) + body
 
 
-def open_principal(sealed: bytes, verifier: Verifier) -> Principal:
+def open_principal(sealed: bytes, verifier: Verifier, now: Callable[[], float] = time.time) -> Principal:
     """The principal in a metadata value.
 
     :raises PermissionDenied: it was not signed by the gateway, or long ago.
@@ -112,6 +115,6 @@ def open_principal(sealed: bytes, verifier: Verifier) -> Principal:
     signature, body = sealed[:64], sealed[64:]
     verifier.verify(body, signature, what="principal")
     fields = orjson.loads(body)
-    if fields["expires"] + _CLOCK_SKEW_SECONDS < time.time():
+    if fields["expires"] + _CLOCK_SKEW_SECONDS < now():
         raise PermissionDenied("the principal has expired")
     return Principal(fields["key"], frozenset(fields["scopes"]))

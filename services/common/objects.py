@@ -106,19 +106,22 @@ class ObjectStore:
     def _client(self) -> Minio:
         if self._made is None:
             import urllib3
-            from minio import Minio
 
-            self._made = Minio(
+            from services.common.signatures import ServersClock
+
+            self._made = ServersClock(
                 self._settings.s3_endpoint,
                 access_key=self._settings.s3_access_key,
                 secret_key=self._settings.s3_secret_key.get_secret_value(),
                 secure=self._settings.s3_secure,
                 region=self._settings.s3_region,
-                http_client=urllib3.PoolManager(
-                    maxsize=8,
-                    timeout=urllib3.Timeout(connect=3, read=30),
-                    retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
-                ),
+                pool={
+                    "maxsize": 8,
+                    "timeout": urllib3.Timeout(connect=3, read=30),
+                    "retries": urllib3.Retry(
+                        total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]
+                    ),
+                },
             )
         return self._made
 

@@ -91,11 +91,13 @@ class Access:
         *,
         public: Iterable[str] = (),
         principals: Verifier | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._peers = settings.peers()
         self._services = services
         self._public = frozenset(public)
         self._principals = principals
+        self._now = now
 
     def check(
         self, method: str, metadata: Mapping[str, str | bytes], peer_names: Iterable[str] | None
@@ -118,7 +120,7 @@ class Access:
             sealed = metadata.get(auth.PRINCIPAL_KEY)
             if not isinstance(sealed, bytes) or self._principals is None:
                 raise errors.Unauthenticated("the gateway sent no principal")
-            auth.principal.set(auth.open_principal(sealed, self._principals))
+            auth.principal.set(auth.open_principal(sealed, self._principals, self._now))
 
 
 class _Guard(grpc.aio.ServerInterceptor):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import structlog
 
-from services.common import db, rpc
+from services.common import clock, db, rpc
+from services.common.clock import SharedClock
 from services.common.process import Process
 from services.common.signing import Signer
 from services.gateway import idempotency, public
@@ -39,13 +40,16 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         rpc.channel(settings.scorer_address, settings, presenting=False) as scorer,
     ):
         await ensure_first_key(pool, settings.bootstrap_key_hash)
-        keys = Keys(pool)
-        backends = Backends(hub, scorer, settings, signer)
+        shared = SharedClock(pool)
+        await shared.step()
+        keys = Keys(pool, shared)
+        backends = Backends(hub, scorer, settings, signer, shared.now)
         api = Api(pool, keys, backends, process.stopping)
 
         async def forget() -> None:
             await idempotency.forget(pool)
 
+        process.loop("clock", shared.step, every=clock.EVERY_SECONDS)
         process.loop("idempotency.forget", forget, every=_FORGET_EVERY_SECONDS)
         async with (
             http_server.listening(build(api), settings.api_listen, process) as api_port,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -27,10 +29,16 @@ class Backends:
 
     :param hub: a channel that presents nothing by itself; so is ``scorer``.
     :param signer: signs principals.
+    :param now: tells until when they hold, by a clock that the services know too.
     """
 
     def __init__(
-        self, hub: grpc.aio.Channel, scorer: grpc.aio.Channel, settings: RpcSettings, signer: Signer
+        self,
+        hub: grpc.aio.Channel,
+        scorer: grpc.aio.Channel,
+        settings: RpcSettings,
+        signer: Signer,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.hub = hub
         self.scorer = scorer
@@ -40,10 +48,11 @@ class Backends:
         self.results = result_pb2_grpc.ResultServiceStub(scorer)
         self._credential = rpc.credentials_metadata(settings)
         self._signer = signer
+        self._now = now
 
     def metadata(self, who: Principal) -> tuple[tuple[str, str | bytes], ...]:
         """What one call carries: the gateway's own credential, and on whose behalf it calls."""
-        principal = (PRINCIPAL_KEY, seal_principal(who, self._signer))
+        principal = (PRINCIPAL_KEY, seal_principal(who, self._signer, self._now))
         return (*self._credential, principal, *tracing.carried())
 
     async def call(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 
 import asyncpg
 
 from benchgen.errors import Unauthenticated, Unavailable
 from services.common import db
 from services.common.auth import Principal, Scope, hash_token
+from services.common.clock import SharedClock
 from services.gateway import store
 from services.gateway.domain import BEARER_HINT, ApiKey, bearer_token, new_key_id
 
@@ -28,8 +28,11 @@ class Keys:
     :param remembered_seconds: how long a look at the table is believed.
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, remembered_seconds: float = REMEMBERED_SECONDS) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, clock: SharedClock, *, remembered_seconds: float = REMEMBERED_SECONDS
+    ) -> None:
         self._pool = pool
+        self._clock = clock
         self._remembered_seconds = remembered_seconds
         self._seen: dict[str, tuple[float, ApiKey | None]] = {}
 
@@ -42,7 +45,7 @@ class Keys:
         key = await self._find(hash_token(bearer_token(authorization)))
         if key is None:
             raise Unauthenticated(f"this API key is not known here; {BEARER_HINT}")
-        return key.principal(datetime.now(UTC))
+        return key.principal(self._clock.moment())
 
     async def _find(self, key_hash: str) -> ApiKey | None:
         now = time.monotonic()

@@ -18,7 +18,8 @@ from benchgen.eval.v1 import (
     result_pb2_grpc,
     run_pb2_grpc,
 )
-from services.common import bus, db, rpc
+from services.common import bus, clock, db, rpc
+from services.common.clock import SharedClock
 from services.common.models.client import ModelClient
 from services.common.objects import ObjectStore
 from services.common.process import Process
@@ -98,6 +99,8 @@ async def serve(settings: HubSettings, process: Process) -> None:
 
 async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> None:
     wakes = Wakes()
+    shared = SharedClock(near.pool)
+    await shared.step()
     signer = Signer(settings.lease_signing_key.get_secret_value())
     vault = Vault(settings.master_key, settings.master_key_old)
     records = result_pb2_grpc.RecordServiceStub(near.scorer)
@@ -126,6 +129,7 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
     sealer = Sealer(near.pool, locks, records, wakes)
     loader = Loader(near.pool, leases, plans, signer, records, stops)
     uploaded = asyncio.Event()
+    process.loop("clock", shared.step, every=clock.EVERY_SECONDS)
     process.loop(
         "dispatch", dispatcher.step, every=_SWEEP_SECONDS, wake=wakes.dispatch, rest=_DISPATCH_REST_SECONDS
     )
@@ -138,7 +142,7 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
     if settings.retention_days:
         keep = timedelta(days=settings.retention_days)
         process.loop("expire", lambda: removals.expire(keep), every=settings.sweep_seconds)
-    sweeper = Sweeper(near.pool, near.objects, records, timedelta(seconds=settings.orphan_seconds))
+    sweeper = Sweeper(near.pool, near.objects, records, shared, timedelta(seconds=settings.orphan_seconds))
     process.loop("sweep", sweeper.step, every=settings.sweep_seconds)
     process.measure(Measures(near.pool))
     await near.rings.listen(f"{bus.RUNS_CHANGED}.*", wakes.heard_run_changed)
@@ -156,7 +160,13 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
         run_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
         lease_pb2_grpc.add_LeaseServiceServicer_to_server(lessor, server)
 
-    access = rpc.Access(settings, CALLERS, public=_PUBLIC, principals=Verifier(settings.principal_public_key))
+    access = rpc.Access(
+        settings,
+        CALLERS,
+        public=_PUBLIC,
+        principals=Verifier(settings.principal_public_key),
+        now=shared.now,
+    )
     async with rpc.server(settings.grpc_listen, settings, access, register) as port:
         process.ready = True
         log.info("hub.ready", port=port)

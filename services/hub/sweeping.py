@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -11,6 +11,7 @@ import structlog
 
 from benchgen.eval.v1 import result_pb2
 from benchgen.statuses import error_of
+from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.hub.publishing import ledger
 from services.hub.publishing.jobs import UPLOADS
@@ -34,11 +35,17 @@ class Sweeper:
     """
 
     def __init__(
-        self, pool: asyncpg.Pool, objects: ObjectStore, scorer: RecordServiceAsyncStub, age: timedelta
+        self,
+        pool: asyncpg.Pool,
+        objects: ObjectStore,
+        scorer: RecordServiceAsyncStub,
+        clock: SharedClock,
+        age: timedelta,
     ) -> None:
         self._pool = pool
         self._objects = objects
         self._scorer = scorer
+        self._clock = clock
         self._age = age
 
     async def step(self) -> None:
@@ -46,7 +53,7 @@ class Sweeper:
 
         :raises BenchgenError: the object store or the scorer is away.
         """
-        before = datetime.now(UTC) - self._age
+        before = self._clock.moment() - self._age
         await self._uploads(before)
         try:
             await self._predictions(before)

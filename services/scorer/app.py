@@ -12,7 +12,8 @@ import grpc
 import structlog
 
 from benchgen.eval.v1 import result_pb2_grpc
-from services.common import db, rpc
+from services.common import clock, db, rpc
+from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
@@ -58,17 +59,24 @@ async def serve(settings: ScorerSettings, process: Process) -> None:
 @asynccontextmanager
 async def listening(settings: ScorerSettings, process: Process | None = None) -> AsyncIterator[int]:
     """A scorer that answers; yields its port. Closes everything in the opposite order of opening it."""
-    access = rpc.Access(
-        settings, CALLERS, public=[_RESULTS], principals=Verifier(settings.principal_public_key)
-    )
     async with (
         ObjectStore(settings) as objects,
         db.pool(
             settings.postgres_dsn.get_secret_value(), MIGRATIONS, size=settings.postgres_connections
         ) as pool,
     ):
-        remover = Remover(pool, objects)
+        shared = SharedClock(pool)
+        await shared.step()
+        access = rpc.Access(
+            settings,
+            CALLERS,
+            public=[_RESULTS],
+            principals=Verifier(settings.principal_public_key),
+            now=shared.now,
+        )
+        remover = Remover(pool, objects, shared)
         if process is not None:
+            process.loop("clock", shared.step, every=clock.EVERY_SECONDS)
             process.measure(metrics.Measures(pool))
             age = timedelta(seconds=settings.orphan_seconds)
             process.loop("sweep", lambda: remover.sweep(age), every=settings.sweep_seconds)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 
 import asyncpg
 import structlog
 
+from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.scorer import calls, payloads, predictions
 from services.scorer.store import SQL, Connection
@@ -25,8 +26,9 @@ _OBJECTS = 1000
 class Remover:
     """Removes rows and objects. All of it can be repeated, and done by several replicas."""
 
-    def __init__(self, pool: asyncpg.Pool, objects: ObjectStore) -> None:
+    def __init__(self, pool: asyncpg.Pool, objects: ObjectStore, clock: SharedClock) -> None:
         self._pool = pool
+        self._clock = clock
         self._objects = objects
 
     async def remove(self, run: str, ended_at: datetime) -> bool:
@@ -67,7 +69,7 @@ class Remover:
 
     async def sweep(self, age: timedelta) -> None:
         """Remove stored answers that no result names, if they are older than that."""
-        before = datetime.now(UTC) - age
+        before = self._clock.moment() - age
         after, removed = "", 0
         while page := await self._objects.page(Bucket.PAYLOADS, payloads.FOLDER, after=after, count=_OBJECTS):
             old = {payloads.digest_of(item.key): item.key for item in page if item.written_at < before}

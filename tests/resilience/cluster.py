@@ -1,4 +1,4 @@
-"""Two hubs, two scorers and runners as processes on real servers, which a test kills, freezes and cuts apart.
+"""Two hubs, two scorers, runners and a gateway on real servers, all of which a test kills, freezes and cuts apart.
 
 Nobody restarts what a test ends: it does so itself, when it wants to. Between any two kinds of processes there is an
 `Edge`: ``hub>postgres``, ``runner>scorer``, ``hub>scorer`` and so on.
@@ -61,7 +61,10 @@ _CALLS = {
     "hub": ("postgres", "nats", "seaweed", "scorer"),
     "scorer": ("postgres", "nats", "seaweed"),
     "runner": ("nats", "seaweed", "hub", "scorer"),
+    "gateway": ("postgres", "nats", "hub", "scorer"),
 }
+#: Makes the wall clock of a process wrong that has it on its path.
+WRONG_CLOCK = Path(__file__).with_name("wrong_clock")
 #: The port of each that others call.
 _PORT = {
     "postgres": "postgres",
@@ -90,6 +93,8 @@ class Node:
         self.kind = name.partition("-")[0]
         self.log = folder / f"{name}.log"
         self.unit = unit
+        self.clock = 0.0
+        """How far its wall clock is ahead when it starts next, seconds."""
         self._environment = environment
         self._child: Child | None = None
 
@@ -109,6 +114,9 @@ class Node:
         self.unit.prepare()
         command = self.unit.command()
         environment = {**command.env, **self._environment}
+        if self.clock:
+            environment["PYTHONPATH"] = f"{WRONG_CLOCK}:{environment['PYTHONPATH']}"
+            environment["WRONG_CLOCK_SECONDS"] = str(self.clock)
         self._child = Child(
             self.name,
             Command(
@@ -178,6 +186,7 @@ class Cluster:
             "hub": [f"hub-{n}" for n in range(1, hubs + 1)],
             "scorer": [f"scorer-{n}" for n in range(1, scorers + 1)],
             "runner": [f"runner-{n}" for n in range(1, runners + 1)],
+            "gateway": ["gateway"],
         }
         self._own = self._choose_ports(names)
         for caller, others in (*_CALLS.items(), ("test", ("hub",))):
@@ -208,6 +217,7 @@ class Cluster:
         for kind, members in names.items():
             for name in members:
                 own[name] = {f"{kind}.grpc": another(), f"{kind}.http": another()}
+        own["gateway"]["gateway.api"] = another()
         return own
 
     def _server(self, name: str) -> Node:
@@ -225,7 +235,10 @@ class Cluster:
         settings = StackSettings(self.folder, self._credentials, _PortsSeenBy(told))
         cache = self.folder / "cache" / name
         private_folder(cache)
+        temporary = self.folder / "tmp" / name
+        private_folder(temporary)
         environment = {
+            "TMPDIR": str(temporary),
             "BENCHGEN_CACHE_DIR": str(cache),
             "BENCHGEN_LEASE_SECONDS": str(LEASE_SECONDS),
             "BENCHGEN_RING_SECONDS": str(RING_SECONDS),
@@ -244,7 +257,7 @@ class Cluster:
         for name in _SERVERS:
             self.nodes[name].wait_ready()
             self.nodes[name].unit.provision()
-        services = self.of_kind("hub", "scorer", "runner")
+        services = self.of_kind("hub", "scorer", "runner", "gateway")
         for node in services:
             node.start()
         for node in services:
@@ -266,7 +279,7 @@ class Cluster:
 
     def close(self) -> None:
         """End everything, first who takes work in, last who keeps the data."""
-        for kind in ("runner", "hub", "scorer", "nats", "seaweed", "postgres"):
+        for kind in ("gateway", "runner", "hub", "scorer", "nats", "seaweed", "postgres"):
             for node in self.of_kind(kind):
                 if node.runs:
                     node.stop()
@@ -282,6 +295,12 @@ class Cluster:
         shutil.rmtree(self.folder / "nats" / "store")
         nats.start()
         nats.wait_ready()
+
+    def forget_cached(self) -> None:
+        """Remove what runners and scorers keep on disk of the object store; what is in their memory stays."""
+        for node in self.of_kind("runner", "scorer"):
+            for folder in (self.folder / "cache" / node.name).iterdir():
+                shutil.rmtree(folder)
 
     # What a client does.
 
@@ -356,6 +375,21 @@ class Cluster:
     def service_token(self, identity: str) -> str:
         """What a service presents to others."""
         return self._credentials.service_tokens[identity]
+
+    @property
+    def api_url(self) -> str:
+        """Where the gateway's HTTP API is."""
+        return f"http://{LOOPBACK}:{self._own['gateway']['gateway.api']}/api/v1"
+
+    @property
+    def grpc_address(self) -> str:
+        """Where the gateway's public gRPC is."""
+        return f"{LOOPBACK}:{self._own['gateway']['gateway.grpc']}"
+
+    @property
+    def api_key(self) -> str:
+        """A key with every scope."""
+        return self._credentials.api_key
 
     @contextmanager
     def channel(self) -> Iterator[grpc.Channel]:

@@ -220,7 +220,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds that the provider asks to wait, None where it does not say; ``now`` is Unix time in seconds.
 
     Looked at in order: ``retry-after-ms``; ``retry-after`` in seconds or as an HTTP date; the reset of a rate
-    limit that is used up.
+    limit that is used up. A date is compared with the answer's own where it has one.
     """
     seconds = _number(headers.get("retry-after-ms"))
     if seconds is not None:
@@ -228,7 +228,7 @@ def retry_after(headers: Mapping[str, str], now: float) -> float | None:
     raw = headers.get("retry-after")
     if raw:
         seconds = _number(raw)
-        return seconds if seconds is not None else _until(raw, now)
+        return seconds if seconds is not None else _until(raw, headers.get("date"), now)
     return max(_resets(headers), default=None)
 
 
@@ -238,9 +238,16 @@ def _number(raw: str | None) -> float | None:
     return float(raw)
 
 
-def _until(raw: str, now: float) -> float | None:
+def _until(raw: str, date: str | None, now: float) -> float | None:
+    then = _moment(raw)
+    # Of the same clock, where the answer says what it shows: this machine's may be wrong by hours.
+    there = _moment(date or "")
+    return None if then is None else max(0.0, then - (now if there is None else there))
+
+
+def _moment(date: str) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(raw).timestamp() - now)
+        return email.utils.parsedate_to_datetime(date).timestamp()
     except (ValueError, OverflowError):
         return None
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,8 +16,10 @@ from pydantic import SecretStr
 from benchgen.errors import NotFound, PermissionDenied, Unavailable
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
+from services.local.files import PROGRAM_ROOT
 from tests import conftest
 from tests.integration.scorer.support import object_settings
+from tests.resilience.cluster import WRONG_CLOCK
 
 
 @pytest.fixture
@@ -124,3 +129,38 @@ async def test_a_cache_that_cannot_be_written_does_no_harm(hub: ObjectStore, tmp
     (tmp_path / "inputs").write_text("a file where a folder should be")
     reader = CaseReader(Bucket.INPUTS, hub, tmp_path)
     assert [row["position"] for row in await reader.rows(digest, [1])] == [1]
+
+
+_USE = """
+import asyncio, sys, time
+from services.common.config import ObjectSettings
+from services.common.objects import Bucket, ObjectStore
+
+async def use() -> None:
+    async with ObjectStore(ObjectSettings.model_validate_json(sys.argv[1])) as store:
+        # The first call gets no body that could say what is wrong.
+        assert not await store.exists(Bucket.INPUTS, "clock")
+        await store.put(Bucket.INPUTS, "clock", b"ticks")
+        assert await store.get(Bucket.INPUTS, "clock") == b"ticks"
+        print(round(time.time()))
+
+asyncio.run(use())
+"""
+
+
+@pytest.mark.parametrize("hours", [-30, 5])
+async def test_a_machine_whose_clock_is_wrong(object_store: conftest.ObjectStore, hours: int) -> None:
+    settings = object_settings(object_store, "hub")
+    told = settings.model_dump() | {"s3_secret_key": settings.s3_secret_key.get_secret_value()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _USE,
+        orjson.dumps(told).decode(),
+        env={"PYTHONPATH": f"{WRONG_CLOCK}:{PROGRAM_ROOT}", "WRONG_CLOCK_SECONDS": str(hours * 3600)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    # It was as wrong as this test wants it.
+    assert abs(int(said) - time.time() - hours * 3600) < 60

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchgen.eval.v1 import run_pb2
+from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.hub.publishing import ledger
 from services.hub.publishing.jobs import upload_key
@@ -50,7 +51,7 @@ async def objects(object_store: Buckets) -> AsyncIterator[ObjectStore]:
 
 
 def sweeper(here: World, objects: ObjectStore, age: timedelta) -> Sweeper:
-    return Sweeper(here.hub.db, objects, Stub(here.scorer), age)  # type: ignore[arg-type]
+    return Sweeper(here.hub.db, objects, Stub(here.scorer), SharedClock(here.hub.db), age)  # type: ignore[arg-type]
 
 
 async def test_uploads_stay_while_they_are_needed(here: World, objects: ObjectStore) -> None:

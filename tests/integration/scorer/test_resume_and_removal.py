@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 from benchgen.eval.v1 import result_pb2, run_pb2
+from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.scorer.removal import Remover
 from tests import conftest
@@ -219,7 +220,7 @@ async def test_answers_that_no_result_names_are_swept_when_they_are_old(
     await objects.put(Bucket.PAYLOADS, orphan_key, orphan_data)
     await scorer.record(claims_of(spec), named)
     async with asyncpg.create_pool(scorer_dsn, min_size=1, max_size=2) as pool:
-        remover = Remover(pool, objects)
+        remover = Remover(pool, objects, SharedClock(pool))
         await remover.sweep(timedelta(hours=1))
         assert await objects.exists(Bucket.PAYLOADS, orphan_key)
         await remover.sweep(timedelta(seconds=-2))

@@ -216,6 +216,11 @@ NOW = 1_700_000_000.0
         ({"Retry-After-Ms": "1500", "Retry-After": "9"}, 1.5),
         ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30.0),
         ({"Retry-After": formatdate(NOW - 30, usegmt=True)}, 0.0),
+        # By the clock of whoever wrote it, when this machine's is an hour behind.
+        (
+            {"Retry-After": formatdate(NOW + 3630, usegmt=True), "Date": formatdate(NOW + 3600, usegmt=True)},
+            30.0,
+        ),
         ({"Retry-After": "soon"}, None),
         ({"Retry-After": "-3"}, None),
         ({"Retry-After": "nan"}, None),
