@@ -7,16 +7,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PROGRAMS := .venv-programs/.installed
 
 .PHONY: help
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: $(INSTALLED) ## Install everything into .venv; the command line is then at .venv/bin/benchgen
+setup: $(INSTALLED) $(PROGRAMS) ## Install everything; the command line is then at .venv/bin/benchgen
 
 $(INSTALLED): requirements/dev.txt pyproject.toml scripts/make_venv.sh
 	@PYTHON="$(PYTHON)" bash scripts/make_venv.sh
+	@touch $@
+
+$(PROGRAMS): requirements/programs.txt scripts/make_programs.sh | $(INSTALLED)
+	@PYTHON="$(PYTHON)" bash scripts/make_programs.sh
 	@touch $@
 
 .PHONY: demo
@@ -36,7 +41,7 @@ soak: setup ## Kill processes a thousand times over many runs, and other tests t
 	@$(BIN)/pytest -m soak -s
 
 .PHONY: check
-check: setup ## Lint, types, import contracts, protobuf contracts, generated code
+check: $(INSTALLED) ## Lint, types, import contracts, protobuf contracts, generated code
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -47,7 +52,7 @@ check: setup ## Lint, types, import contracts, protobuf contracts, generated cod
 	@$(BIN)/python scripts/generate_stubs.py --check
 
 .PHONY: protos
-protos: setup ## Generate benchgen/eval/v1 from protos/
+protos: $(INSTALLED) ## Generate benchgen/eval/v1 from protos/
 	@$(BIN)/buf format -w
 	@$(BIN)/python scripts/generate_stubs.py
 
@@ -56,13 +61,15 @@ bench: setup ## Measure speed, CPU and memory on a simulator of our own; prints 
 	@$(BIN)/python -m benchmarks
 
 .PHONY: lock
-lock: setup ## Pin the requirements anew (needs uv)
+lock: $(INSTALLED) ## Pin the requirements anew (needs uv)
 	@uv pip compile -q pyproject.toml --extra platform --extra local --extra dev --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 -o requirements/dev.txt
 	@uv pip compile -q pyproject.toml --extra platform --extra local --generate-hashes \
 		--no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 \
 		-c requirements/dev.txt -o requirements/platform.txt
+	@uv pip compile -q requirements/programs.in --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --universal --python-version 3.11 -o requirements/programs.txt
 
 .PHONY: clean
 clean: ## Remove what was built and cached; data directories of stacks stay
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build *.egg-info
+	@rm -rf .venv .venv-programs .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build *.egg-info

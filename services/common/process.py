@@ -38,6 +38,8 @@ class Process:
         self.name = name
         self.ready = False
         self.stopping = asyncio.Event()
+        self.notes: dict[str, str] = {}
+        """What whoever asks for ``/readyz`` is told besides, a line each; none of it makes the process unready."""
         self._group = group
         self._tasks: set[asyncio.Task[None]] = set()
         self._measures: list[Callable[[], Awaitable[Sequence[Metric]]]] = []
@@ -190,7 +192,11 @@ async def _health(process: Process, listen: str) -> AsyncIterator[None]:
 
     async def readyz(_: web.Request) -> web.Response:
         ready = process.ready and not process.stopping.is_set()
-        return web.Response(text="ready\n" if ready else "not ready\n", status=200 if ready else 503)
+        lines = [
+            "ready" if ready else "not ready",
+            *(f"{name}: {note}" for name, note in process.notes.items()),
+        ]
+        return web.Response(text="\n".join(lines) + "\n", status=200 if ready else 503)
 
     async def metrics(_: web.Request) -> web.Response:
         body = exposition(await process.measured())

@@ -17,7 +17,15 @@ from services.local.servers.seaweed import PORT_NAMES, SeaweedServer, access_key
 BUCKET_PREFIX = "benchgen-"
 # Gateway and runners call hub and scorer, and those two each other.
 _CALLERS = {"hub": ("runner", "scorer", "gateway"), "scorer": ("hub", "runner", "gateway")}
-_PASSED_ON = ("PATH", "HOME", "LANG", "BENCHGEN_LOG_LEVEL", "BENCHGEN_LEASE_SECONDS")
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "BENCHGEN_LOG_LEVEL",
+    "BENCHGEN_LEASE_SECONDS",
+    "BENCHGEN_SANDBOX",
+    "BENCHGEN_RUNTIMES",
+)
 
 
 def runner_name(index: int) -> str:

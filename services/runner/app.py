@@ -13,6 +13,7 @@ from services.common.models.client import ModelClient
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
+from services.common.sandbox import provider_of, watch
 from services.runner.config import RunnerSettings
 from services.runner.worker import Worker
 
@@ -50,6 +51,7 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
         process.measure(worker.measure)
         process.loop("keep", worker.keep_known, every=_KEEP_SECONDS)
         pulling = process.loop("pull", worker.pull, every=0.0)
+        watch(process, provider_of(settings))
         process.ready = True
         log.info("runner.ready", runner=name)
         await process.stopping.wait()

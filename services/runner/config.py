@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from services.common.config import Address, ObjectSettings, ProcessSettings, RpcSettings
+from services.common.sandbox import SandboxSettings
 
 
-class RunnerSettings(ProcessSettings, RpcSettings, ObjectSettings):
+class RunnerSettings(ProcessSettings, RpcSettings, ObjectSettings, SandboxSettings):
     """Settings of one runner."""
 
     hub_address: Address

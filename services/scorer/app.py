@@ -17,6 +17,7 @@ from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
+from services.common.sandbox import provider_of, watch
 from services.common.signing import Verifier
 from services.scorer import metrics
 from services.scorer.calls import CallBook
@@ -78,6 +79,7 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
         if process is not None:
             process.loop("clock", shared.step, every=clock.EVERY_SECONDS)
             process.measure(metrics.Measures(pool))
+            watch(process, provider_of(settings))
             age = timedelta(seconds=settings.orphan_seconds)
             process.loop("sweep", lambda: remover.sweep(age), every=settings.sweep_seconds)
         inputs, targets, solutions = (

@@ -7,9 +7,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from services.common.config import Address, ObjectSettings, ProcessSettings, PublicKey, RpcSettings
+from services.common.sandbox import SandboxSettings
 
 
-class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings):
+class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings, SandboxSettings):
     """Settings of one scorer."""
 
     grpc_listen: Address = "127.0.0.1:0"

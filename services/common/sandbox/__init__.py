@@ -5,6 +5,7 @@ without rights, and limits on everything. What it writes lies in its memory and 
 what it guarantees and what not.
 """
 
+from services.common.sandbox.health import watch
 from services.common.sandbox.select import SandboxSettings, provider_of
 from services.common.sandbox.types import (
     Archive,
@@ -32,4 +33,5 @@ __all__ = [
     "SandboxSettings",
     "provider_of",
     "run",
+    "watch",
 ]

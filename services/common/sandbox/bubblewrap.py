@@ -186,7 +186,7 @@ class _Running:
                 await self._conversation.send(self._job, order)
                 started = await self._conversation.started()
         except EOFError:
-            raise SandboxFailed(f"no box can be made: {self._complaint()}") from None
+            raise SandboxFailed(f"no box can be made: {await self._complaint()}") from None
         except TimeoutError:
             raise SandboxFailed(f"the box did not start within {_START_SECONDS:.0f} s") from None
         self.listener = started.listener
@@ -215,13 +215,17 @@ class _Running:
             async with asyncio.timeout(self._job.limits.wall_seconds + _END_SECONDS):
                 return await self._conversation.finished(self._job)
         except EOFError:
-            raise SandboxFailed(f"the box died: {self._complaint()}") from None
+            raise SandboxFailed(f"the box died: {await self._complaint()}") from None
         except TimeoutError:
             raise SandboxFailed("the box did not end after its time limit") from None
 
-    def _complaint(self) -> str:
-        """What bubblewrap or the launcher wrote to stderr."""
+    async def _complaint(self) -> str:
+        """What bubblewrap or the launcher wrote to stderr before it ended."""
         assert self._errors is not None
+        assert self._outer is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await _readable(self._outer)
         os.set_blocking(self._errors, False)
         try:
             words = os.read(self._errors, 4096).decode(errors="replace").strip()

@@ -9,7 +9,7 @@ The conversation over the control socket (``wire.py`` is the other side). Number
 1. in: this code; the job, by ``marshal``; files as ``path length, mode, size, path, content``, ended by a length of 0;
 2. out: ``S`` when the program is about to start (with the listening socket, if a port was asked for), or ``E``, a
    length and a message when the box cannot be prepared;
-3. out, when every process of the program is dead: ``R``, ten numbers, stdout, stderr, and the collected folders as
+3. out, when every process of the program is dead: ``R``, eight numbers, stdout, stderr, and the collected folders as
    ``F``, folder, path length, size, path, content or ``X``, folder, path length, path length of the reason, path,
    reason; ended by ``Z``.
 
@@ -440,7 +440,7 @@ class _Guard:
         return used.ru_utime + used.ru_stime
 
     def result(self) -> bytes:
-        """The ten numbers."""
+        """The eight numbers."""
         status, cpu = self.status or 0, self._reaped_cpu()
         ended, code = EXITED, os.WEXITSTATUS(status)
         if os.WIFSIGNALED(status):
@@ -459,8 +459,6 @@ class _Guard:
             int(self.cut),
             len(out),
             len(err),
-            0,
-            0,
         )
 
 

@@ -21,9 +21,9 @@ from services.common.sandbox import launcher
 from services.common.sandbox.types import Ended, Finished, Job, SandboxFailed
 
 #: What one box may leave behind for us: so many files.
-MOST_FILES = 20_000
+MOST_FILES = 10_000
 #: What one box may have: so many files and folders. Each takes about a kilobyte of the kernel's memory.
-INODES = 65_536
+INODES = 32_768
 
 _ENDED = {
     launcher.EXITED: Ended.EXITED,
@@ -137,7 +137,8 @@ class Conversation:
             elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
                 pid = struct.unpack("3i", value[:cred_size])[0]
         if data == b"E":
-            message = await self._read(min(await self._read_number(), 4096))
+            (length,) = struct.unpack("<Q", await self._read(8))
+            message = await self._read(min(length, 4096))
             raise SandboxFailed("the box cannot be prepared: " + message.decode(errors="replace"))
         if data != b"S":
             raise SandboxFailed(f"the box answered {data!r} where it should start")
@@ -151,8 +152,7 @@ class Conversation:
         limits = job.limits
         if await self._read(1) != b"R":
             raise SandboxFailed("the box answered something else than a result")
-        numbers = [await self._read_number() for _ in range(10)]
-        ended, code, wall, cpu, peak, cut, out, err = numbers[:8]
+        ended, code, wall, cpu, peak, cut, out, err = struct.unpack("<8Q", await self._read(64))
         if ended not in _ENDED or max(out, err) > limits.output_bytes:
             raise SandboxFailed("the box answered a result that cannot be")
         stdout, stderr = await self._read(out), await self._read(err)
@@ -163,7 +163,7 @@ class Conversation:
             kind = await self._read(1)
             if kind == b"Z":
                 break
-            at, length, size = [await self._read_number() for _ in range(3)]
+            at, length, size = struct.unpack("<3Q", await self._read(24))
             if at >= len(packers) or length > 4096 or (kind == b"X" and size > 4096) or size > left:
                 raise SandboxFailed("the box handed out something that cannot be")
             name = await self._read(length)
@@ -210,9 +210,6 @@ class Conversation:
         if kept:
             packer.end(size)
         return kept
-
-    async def _read_number(self) -> int:
-        return int.from_bytes(await self._read(8), "little")
 
     async def _read(self, length: int) -> bytes:
         while len(self._buffer) < length:

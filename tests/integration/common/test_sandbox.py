@@ -11,7 +11,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
+from services.common.process import Process
 from services.common.sandbox import (
     Archive,
     Ended,
@@ -22,6 +24,7 @@ from services.common.sandbox import (
     SandboxSettings,
     provider_of,
     run,
+    watch,
 )
 from services.common.sandbox.bubblewrap import Bubblewrap
 from services.common.sandbox.runtimes import Runtimes
@@ -219,3 +222,32 @@ async def test_without_bubblewrap_nothing_runs() -> None:
         await Bubblewrap(runtimes, program="/bin/false").check()
     with pytest.raises(SandboxFailed, match="BENCHGEN_SANDBOX is none"):
         await run(provider_of(SandboxSettings(sandbox="none")), Job(command=["true"]))
+
+
+async def test_the_default_runtime() -> None:
+    """What `make setup` made, and nothing of the services' own packages."""
+    code = """
+import importlib.util, numpy, openai, pandas, scipy.stats, sklearn.linear_model, yaml
+openai.OpenAI(base_url="http://127.0.0.1:1/v1", api_key="x")
+model = sklearn.linear_model.LinearRegression().fit(numpy.eye(3), [1, 2, 3])
+print(importlib.util.find_spec("grpc"), importlib.util.find_spec("pip"))
+"""
+    provider = provider_of(SandboxSettings())
+    await provider.check()
+    found = await run(provider, Job(command=_python(code)))
+    assert found.stdout == b"None None\n", found
+
+
+@pytest.mark.parametrize(
+    ("how", "usable", "note"), [("auto", 1, "bubblewrap"), ("none", 0, "programs are refused: ")]
+)
+async def test_a_service_says_whether_it_can_run_programs(how: str, usable: float, note: str) -> None:
+    provider = provider_of(SandboxSettings.model_validate({"sandbox": how}))
+    async with asyncio.TaskGroup() as group:
+        process = Process("test", group)
+        watch(process, provider)
+        while "sandbox" not in process.notes:
+            await asyncio.sleep(0.02)
+        process.stopping.set()
+    assert process.notes["sandbox"].startswith(note)
+    assert REGISTRY.get_sample_value("benchgen_sandbox_usable", {"provider": provider.name}) == usable
