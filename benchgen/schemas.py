@@ -237,6 +237,7 @@ def run_json(run: run_pb2.Run) -> Json:
         "generation": generation_json(spec.generation),
         "primary_rule": spec.primary_rule,
         "priority": run.priority,
+        "cache": spec.use_cache,
         "progress": _progress_json(run.progress),
         "created_at": _time(run.create_time, run.HasField("create_time")),
         "started_at": _time(run.start_time, run.HasField("start_time")),
@@ -255,6 +256,7 @@ def _progress_json(progress: run_pb2.RunProgress) -> Json:
         "tokens": {"input": progress.input_tokens, "output": progress.output_tokens},
         "cost_usd": cost_usd(progress),
         "calls_of_unknown_cost": progress.calls_of_unknown_cost,
+        "cache_hits": progress.cache_hits,
         "shards": progress.shards,
         "shards_done": progress.shards_done,
     }
@@ -285,6 +287,8 @@ def result_json(result: result_pb2.Result) -> Json:
         "latency_ms": _optional(result, "latency_ms"),
         "tokens": usage_json(result.usage) if result.HasField("usage") else None,
         "cost_usd": None if picousd is None else picousd / PICOUSD,
+        "cached": result.cached,
+        "saved_tokens": usage_json(result.saved_usage) if result.HasField("saved_usage") else None,
         "error": result.error or None,
         "finish_reason": result.finish_reason or None,
         "failed_calls": [_failed_call_json(call) for call in result.failed_calls],
@@ -443,6 +447,10 @@ def report_json(report: result_pb2.Report) -> Json:
         else None,
         "cost_known_cases": report.cost_known_cases,
         "calls": report.calls,
+        "cache_hits": report.cache_hits,
+        "saved_tokens": _tokens(
+            _optional(report.saved_tokens, "input"), _optional(report.saved_tokens, "output")
+        ),
         "seconds": report.seconds,
     }
 

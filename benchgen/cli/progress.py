@@ -128,7 +128,7 @@ class _Lines:
 
 
 def figures_of(run: run_pb2.Run, pace: Pace) -> list[str]:
-    """State, done of total, rate, accuracy so far, faults, cost and time left, as far as they are known."""
+    """State, done of total, rate, accuracy so far, faults, cached answers, cost and time left, as far as known."""
     from benchgen import schemas
 
     progress = run.progress
@@ -140,6 +140,8 @@ def figures_of(run: run_pb2.Run, pace: Pace) -> list[str]:
     if progress.scored:
         figures.append(f"accuracy {text.score(progress.passed / progress.scored)}")
     figures.append(text.counted(progress.faults, "fault"))
+    if progress.cache_hits:
+        figures.append(f"{text.count(progress.cache_hits)} cached")
     if progress.calls:
         figures.append(f"cost {text.usd(schemas.cost_usd(progress))}")
     if per_second and planned > progress.recorded:

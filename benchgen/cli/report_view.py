@@ -120,6 +120,8 @@ def _rest(run: run_pb2.Run, report: result_pb2.Report) -> Iterator[tuple[str, Re
     elif report.calls:
         yield "tokens", Text("unknown: the endpoint reported none")
     yield "cost", Text(_cost(run, report))
+    if run.spec.use_cache:
+        yield "cache", Text(_cache(report))
     outcomes = schemas.outcomes_json(report.outcomes)
     yield (
         "outcomes",
@@ -127,6 +129,15 @@ def _rest(run: run_pb2.Run, report: result_pb2.Report) -> Iterator[tuple[str, Re
     )
     speed = f" · {text.rate(report.coverage.recorded / report.seconds)}" if report.seconds > 0 else ""
     yield "time", Text(text.duration(report.seconds) + speed)
+
+
+def _cache(report: result_pb2.Report) -> str:
+    """What the response cache gave, and what that spared."""
+    line = f"{text.count(report.cache_hits)} of {text.count(report.coverage.recorded)} answers"
+    saved = schemas.report_json(report)["saved_tokens"]
+    return (
+        line if saved is None else f"{line} · spared tokens: {text.tokens(saved['input'], saved['output'])}"
+    )
 
 
 def _cost(run: run_pb2.Run, report: result_pb2.Report) -> str:

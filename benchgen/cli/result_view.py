@@ -51,6 +51,8 @@ def _head(spec: run_pb2.RunSpec, result: result_pb2.Result, primary: result_pb2.
 
 
 def _measured(result: result_pb2.Result) -> Iterator[str]:
+    if result.cached:
+        yield "from the cache"
     if result.HasField("latency_ms"):
         yield text.milliseconds(result.latency_ms)
     usage = schemas.usage_json(result.usage)

@@ -77,6 +77,11 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
     show_default=True,
     help="Higher goes first where runs share a model.",
 )
+@click.option(
+    "--cache",
+    is_flag=True,
+    help="Take answers that the same requests got before, at no cost, and keep new ones.",
+)
 @click.option("--detach", is_flag=True, help="Come back at once, and let the run go on.")
 @json_option
 @server_options
@@ -94,6 +99,7 @@ def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> 
       benchgen run ./my-task --model gpt --trials 3 --temperature 0.7
       benchgen run gsm8k-mini --predictions answers.jsonl
       benchgen run gsm8k-mini --model gpt --fail-under 0.8 --json > report.json
+      benchgen run gsm8k-mini --model gpt --cache
 
     \b
     Exit codes: 0 done, 1 lower than --fail-under, 2 wrong input, 3 the run did not finish, 4 no server.
@@ -145,6 +151,7 @@ def _create(client: Client, environment: str, generation: Any, given: dict[str, 
             seed=given["seed"],
             generation=generation,
             priority=given["priority"],
+            use_cache=given["cache"],
         )
     except NotFound as error:
         # Only who writes ./NAME means a folder; whoever forgot it is told.

@@ -148,10 +148,15 @@ def show(target: Target, *, run: str, as_json: bool) -> None:
         ("accuracy", f"{_accuracy(found)} of {text.count(progress.scored)} scored"),
         ("calls", text.count(progress.calls)),
         ("cost", text.usd(schemas.cost_usd(progress)) if progress.calls else "none: no model was called"),
+        *([("cache", _cache(progress))] if spec.use_cache else []),
         ("created", text.age(found.create_time)),
         *(("next", f"benchgen runs {command} {found.name}") for command in _commands(found)),
     ]
     emit(fields(rows))
+
+
+def _cache(progress: run_pb2.RunProgress) -> str:
+    return f"{text.count(progress.cache_hits)} of {text.count(progress.recorded)} answers"
 
 
 def _commands(run: run_pb2.Run) -> list[str]:

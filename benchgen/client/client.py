@@ -236,6 +236,7 @@ class Client:
         seed: int = 0,
         generation: environment_pb2.Generation | None = None,
         priority: int = 0,
+        use_cache: bool = False,
     ) -> run_pb2.Run:
         """Create a run of a model, or of recorded answers; follow it with :meth:`watch`.
 
@@ -244,6 +245,7 @@ class Client:
         :param limit: only the first so many cases; 0 for all.
         :param sample: only so many cases, drawn with ``seed``; 0 for all.
         :param generation: settings that win over the environment's and the model's.
+        :param use_cache: take answers that the same requests got before, and keep new ones; see docs/cache.md.
         """
         if (model is None) == (predictions is None):
             raise InvalidInput("expected either a model or predictions")
@@ -254,6 +256,7 @@ class Client:
             seed=seed,
             generation=generation,
             priority=priority,
+            use_cache=use_cache,
         )
         if model is not None:
             request.model = model

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import grpc
 import structlog
 
-from benchgen.errors import InvalidInput
+from benchgen.errors import InvalidInput, Unavailable
 from benchgen.eval.v1 import result_pb2, result_pb2_grpc
+from benchgen.statuses import error_of
 from services.common import tracing
 from services.common.models.client import ModelClient
 from services.common.models.types import Fault
@@ -21,6 +23,9 @@ from services.runner.recording import RecordStream, recording
 from services.runner.subjects import subject_of
 
 log = structlog.get_logger()
+
+#: How long the scorer may take to judge what the cache has of a shard; then it is asked again, and goes on from there.
+_CACHE_SECONDS = 120.0
 
 
 class PermanentFault(Exception):
@@ -47,7 +52,7 @@ class ShardWork:
         self._records = records
         spec = self._claims.spec
         subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note)
-        self._harness = ChatHarness(subject, spec.generation, spec.seed)
+        self._harness = ChatHarness(subject, spec.generation, spec.seed, names_requests=spec.use_cache)
         # The trial whose call is traced, and the span that it belongs to: lanes work in contexts of their own.
         self._sampled: Trial | None = None
         self._trace = tracing.traceparent()
@@ -65,6 +70,9 @@ class ShardWork:
         def wanted() -> bool:
             return not (stopping.is_set() or self._lease.ended.is_set())
 
+        if self._claims.spec.use_cache and not self._claims.spec.harness_json:
+            # First, so that the stream finds held what the cache has.
+            await until_available(self._load_cached, wanted)
         async with recording(self._records, self._lease.signed, self._lane.stored, wanted) as (
             stream,
             carrier,
@@ -132,6 +140,24 @@ class ShardWork:
                 row = rows[slot - first_slot]
                 trials.append(Trial(row["position"], number, row["id"], row["messages"], row["digest"]))
         return trials
+
+    async def _load_cached(self) -> None:
+        """Have the scorer store what the response cache knows of this shard; its trials are held then."""
+        trials = await self._trials(frozenset())
+        request = result_pb2.LoadCachedRequest(
+            lease=self._lease.signed,
+            request_digests=[self._harness.request_digest(trial) for trial in trials],
+        )
+        try:
+            answer = await self._records.LoadCached(request, timeout=_CACHE_SECONDS)
+        except grpc.RpcError as failure:
+            error = error_of(failure)
+            if isinstance(error, Unavailable):
+                raise error from None
+            # The calls can be made all the same; a lease that is not good any more is told again by the stream.
+            log.warning("cache.failed", shard=self._claims.shard, error=error.message)
+            return
+        log.debug("shard.cached", shard=self._claims.shard, loaded=answer.loaded)
 
     async def _execute(self, trial: Trial, stream: RecordStream) -> None:
         """Work off one trial. What breaks on it ends this trial, and no other."""

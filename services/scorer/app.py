@@ -20,6 +20,7 @@ from services.common.process import Process
 from services.common.sandbox import provider_of, watch
 from services.common.signing import Verifier
 from services.scorer import metrics
+from services.scorer.caching import ResponseCache
 from services.scorer.calls import CallBook
 from services.scorer.config import ScorerSettings
 from services.scorer.loading import Loader
@@ -44,6 +45,7 @@ CALLERS = {
     f"/{_RECORDS}/RecordResults": frozenset({"runner"}),
     f"/{_RECORDS}/RecordCall": frozenset({"runner"}),
     f"/{_RECORDS}/ReplayCalls": frozenset({"runner"}),
+    f"/{_RECORDS}/LoadCached": frozenset({"runner"}),
     _RESULTS: frozenset({"gateway"}),
 }
 
@@ -90,6 +92,10 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
         with ThreadPoolExecutor(1, thread_name_prefix="scoring") as threads:
             recorder, book = Recorder(pool), CallBook(pool)
             predictions = PredictionStore(objects, targets)
+            max_age = timedelta(days=settings.cache_days)
+            cache = ResponseCache(pool, recorder, inputs, objects, threads, max_age)
+            if process is not None:
+                process.loop("expire", cache.expire, every=settings.sweep_seconds)
             records = RecordService(
                 pool=pool,
                 recorder=recorder,
@@ -97,6 +103,7 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
                 targets=targets,
                 objects=objects,
                 loader=Loader(recorder, solutions, predictions, threads),
+                cache=cache,
                 reporter=Reporter(pool),
                 remover=remover,
                 verifier=VersionVerifier(targets, solutions, threads),

@@ -26,3 +26,5 @@ class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings, SandboxSettin
     """Objects that nothing names are removed when they are older than this."""
     sweep_seconds: float = Field(default=3_600.0, gt=0)
     """How often they are looked for."""
+    cache_days: float = Field(default=30.0, ge=0, le=36_500)
+    """How long answers are kept for runs that use the response cache; with 0 it is off, and emptied."""

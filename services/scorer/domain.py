@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 from benchgen.scoring.rules import RuleScore
 
@@ -37,6 +40,42 @@ class TrialKey(NamedTuple):
 
     position: int
     trial: int
+
+
+class CacheKey(NamedTuple):
+    """What an answer in the response cache is found by: whose it is, and what was asked, both as sha256."""
+
+    model: bytes
+    request: bytes
+
+
+def model_key(api: str, base_url: str, model_id: str) -> bytes:
+    """Whose answers these are: one model at one endpoint, however its address is written."""
+    return _sha256([api, normal_address(base_url), model_id])
+
+
+def request_key(digest: str, trial: int) -> bytes:
+    """What was asked, and the how-manieth time: repeats of a case have answers of their own."""
+    return _sha256([digest, trial])
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def normal_address(url: str) -> str:
+    """One spelling of an address: lower-case host, no port that goes without saying, no slash at the end."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    if parts.port is not None and parts.port != _PORTS.get(parts.scheme):
+        host = f"{host}:{parts.port}"
+    return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), parts.query, ""))
+
+
+def _sha256(fields: Sequence[str | int]) -> bytes:
+    # As JSON: no two lists of fields are written the same way.
+    return hashlib.sha256(json.dumps(fields).encode()).digest()
 
 
 @dataclass(slots=True)
@@ -73,6 +112,11 @@ class Record:
     payload_bytes: int | None = None
     cluster: str | None = None
     slices: dict[str, str] | None = None
+    saved: dict[str, int] | None = None
+    """For an answer from the response cache: the tokens of the call that it once took, by the names used here, where
+    they were reported. What it took now is nothing."""
+    keep_as: CacheKey | None = None
+    """What to keep it as for others, if it is to be kept."""
 
     @property
     def key(self) -> TrialKey:
@@ -94,6 +138,8 @@ class ScoredRecord:
         totals.add_standing(
             self.record.outcome, score.value if score else None, score.passed if score else None
         )
+        if self.record.saved is not None:
+            totals.cache_hits += 1
 
 
 class Merge(Enum):
@@ -107,13 +153,21 @@ class Merge(Enum):
     """It takes the place of the held one, which is kept among the attempts."""
 
 
-def merge(*, held_final: bool, held_attempt: int, final: bool, attempt: int) -> Merge:
+def merge(
+    *,
+    held_final: bool,
+    held_attempt: int,
+    final: bool,
+    attempt: int,
+    held_cached: bool = False,
+    cached: bool = False,
+) -> Merge:
     """Which of two attempts counts.
 
     An outcome of the model's doing is final and the first one wins. Any other gives way to a final one, or to one of a
-    higher attempt.
+    higher attempt. Within an attempt an answer from the response cache is another one than what a call brought.
     """
-    if attempt == held_attempt and final == held_final:
+    if (attempt, final, cached) == (held_attempt, held_final, held_cached):
         return Merge.SAME
     if held_final:
         return Merge.FILE
@@ -135,6 +189,7 @@ class Totals:
     output_tokens: int = 0
     cost_picousd: int = 0
     calls_of_unknown_cost: int = 0
+    cache_hits: int = 0
 
     def add_standing(self, outcome: Outcome, value: float | None, passed: bool | None, sign: int = 1) -> None:
         """Count one row of the table of results in, or out; value and verdict are those of the primary rule."""

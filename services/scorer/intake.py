@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2
 from benchgen.scoring.cost import Prices, Usage, cost_picousd
-from services.scorer.domain import Outcome, Record
+from services.scorer.domain import CacheKey, Outcome, Record, model_key, request_key
 
 #: Of an answer, and of the reasoning that came with it, in bytes.
 MAX_RESPONSE = 64 * 1024
@@ -73,9 +74,14 @@ class CallRecord:
 
 
 class Intake:
-    """Checks and converts the results of one lease."""
+    """Checks and converts the results of one lease.
 
-    def __init__(self, claims: lease_pb2.LeaseClaims) -> None:
+    :param requests: what the runner has to have asked, by digest and offset, for its answers to be kept for others.
+    """
+
+    def __init__(self, claims: lease_pb2.LeaseClaims, requests: Mapping[int, str] | None = None) -> None:
+        self._requests = requests
+        self._model = model_key_of(claims.spec.subject.model) if requests else b""
         self._attempt = claims.attempt
         self._trials = claims.spec.trials
         self._first = claims.first
@@ -97,7 +103,7 @@ class Intake:
 
         :raises InvalidInput: it is not of this shard, or a field is out of bounds; the message says which.
         """
-        self.check(result.position, result.trial)
+        offset = self.check(result.position, result.trial)
         try:
             outcome = Outcome(result.outcome)
         except ValueError:
@@ -137,7 +143,16 @@ class Intake:
             failed_calls=[_failed_call(call) for call in result.failed_calls],
             payload_digest=payload.digest if payload else None,
             payload_bytes=payload.size_bytes if payload else None,
+            keep_as=self._keep_as(offset, result) if self._requests else None,
         )
+
+    def _keep_as(self, offset: int, result: result_pb2.TrialResult) -> CacheKey | None:
+        """What to keep an answer as: only if it was asked for as its trial says, and has no blemish."""
+        assert self._requests is not None
+        digest = result.request_digest
+        if result.outcome != result_pb2.OUTCOME_OK or not digest or digest != self._requests.get(offset):
+            return None
+        return CacheKey(self._model, request_key(digest, result.trial))
 
     def call(self, call: result_pb2.ModelCall) -> CallRecord:
         """The record of one call of a program.
@@ -188,10 +203,15 @@ class Intake:
             failed_calls=[_failed_call(one) for one in call.failed_calls],
         )
 
-    def check(self, position: int, trial: int) -> None:
-        """:raises InvalidInput: the trial is not of this shard."""
-        if self.offset(position, trial) is None:
+    def check(self, position: int, trial: int) -> int:
+        """The trial's place in the shard.
+
+        :raises InvalidInput: the trial is not of this shard.
+        """
+        offset = self.offset(position, trial)
+        if offset is None:
             raise InvalidInput("the trial is not of this shard")
+        return offset
 
     def _spend(
         self, usage: result_pb2.Usage | None, result: result_pb2.TrialResult | result_pb2.ModelCall
@@ -214,6 +234,17 @@ class Intake:
         if no_cost and tokens == _NO_USAGE:
             return 0
         return cost_picousd(tokens, self._prices)
+
+
+def model_key_of(model: model_pb2.Model) -> bytes:
+    """Whose answers those of a registered model are, whatever it is called here."""
+    return endpoint_key(model.api, model.base_url, model.model_id)
+
+
+def endpoint_key(api: model_pb2.Model.Api.ValueType, base_url: str, model_id: str) -> bytes:
+    """Whose answers those of a model at an endpoint are."""
+    spoken = api or model_pb2.Model.API_OPENAI_CHAT
+    return model_key(model_pb2.Model.Api.Name(spoken), base_url, model_id)
 
 
 def prices_of(model: model_pb2.Model) -> Prices:

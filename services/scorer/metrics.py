@@ -36,6 +36,13 @@ _CALLS = Counter("benchgen_scorer_calls_total", "Calls of models that results to
 _UNKNOWN = Counter("benchgen_scorer_calls_of_unknown_cost_total", "Those of them whose cost is not known.")
 _TOKENS = Counter("benchgen_scorer_tokens_total", "Tokens that providers reported.", ["kind"])
 
+_CACHE_HITS = Counter(
+    "benchgen_scorer_cache_hits_total", "Results that were taken from the response cache instead of a call."
+)
+
+CACHE_LOOKUPS = Counter(
+    "benchgen_scorer_cache_lookups_total", "Trials that were looked up in the response cache."
+)
 REJECTIONS = Counter("benchgen_scorer_rejections_total", "Results that were refused.")
 REPORT_SECONDS = Histogram(
     "benchgen_scorer_report_seconds",
@@ -62,6 +69,7 @@ def stored(items: Sequence[ScoredRecord], batches: int, added: Totals, seconds: 
     _UNKNOWN.inc(added.calls_of_unknown_cost)
     _INPUT.inc(added.input_tokens)
     _OUTPUT.inc(added.output_tokens)
+    _CACHE_HITS.inc(added.cache_hits)
 
 
 class Measures:

@@ -42,9 +42,9 @@ WHERE run_id = $1 AND position BETWEEN $2 AND $3 AND outcome <= 5;
 INSERT INTO results (
     run_id, position, trial, attempt, outcome, case_id, response, reasoning, finish_reason, reported_model, error,
     input_digest, input_tokens, output_tokens, cached_tokens, reasoning_tokens, latency_ms, first_byte_ms, started_at,
-    calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices
+    calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices, saved
 )
-SELECT $1, * FROM unnest($2::result_row[])
+SELECT $1, * FROM unnest($2::result_row_3[])
 ON CONFLICT DO NOTHING
 RETURNING position, trial;
 
@@ -54,9 +54,9 @@ WITH inserted AS (
     INSERT INTO results (
         run_id, position, trial, attempt, outcome, case_id, response, reasoning, finish_reason, reported_model, error,
         input_digest, input_tokens, output_tokens, cached_tokens, reasoning_tokens, latency_ms, first_byte_ms,
-        started_at, calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices
+        started_at, calls, cost_picousd, failed_calls, payload_digest, payload_bytes, cluster, slices, saved
     )
-    SELECT $1, * FROM unnest($2::result_row[])
+    SELECT $1, * FROM unnest($2::result_row_3[])
     ON CONFLICT DO NOTHING
     RETURNING 1
 ), scored AS (
@@ -67,7 +67,8 @@ WITH inserted AS (
     UPDATE run_progress
     SET recorded = recorded + $4, scored = scored + $5, passed = passed + $6, faults = faults + $7,
         calls = calls + $8, input_tokens = input_tokens + $9, output_tokens = output_tokens + $10,
-        cost_picousd = cost_picousd + $11, calls_of_unknown_cost = calls_of_unknown_cost + $12
+        cost_picousd = cost_picousd + $11, calls_of_unknown_cost = calls_of_unknown_cost + $12,
+        cache_hits = cache_hits + $13
     WHERE run_id = $1 AND sealed_at IS NULL
       -- Not before the results are in: the lock is the last thing to wait for.
       AND (SELECT count(*) FROM inserted) = $4
@@ -81,7 +82,7 @@ SELECT 1 FROM run_progress WHERE run_id = $1 AND sealed_at IS NULL FOR UPDATE;
 
 -- name: standing_results
 -- One by one: see list_failed.
-SELECT r.position, r.trial, r.attempt, r.outcome
+SELECT r.position, r.trial, r.attempt, r.outcome, r.saved IS NOT NULL AS cached
 FROM unnest($2::int[], $3::int[]) AS k (position, trial) CROSS JOIN LATERAL (
     SELECT * FROM results WHERE run_id = $1 AND position = k.position AND trial = k.trial OFFSET 0
 ) r;
@@ -119,7 +120,7 @@ ON CONFLICT DO NOTHING;
 UPDATE run_progress
 SET recorded = recorded + $2, scored = scored + $3, passed = passed + $4, faults = faults + $5, calls = calls + $6,
     input_tokens = input_tokens + $7, output_tokens = output_tokens + $8, cost_picousd = cost_picousd + $9,
-    calls_of_unknown_cost = calls_of_unknown_cost + $10
+    calls_of_unknown_cost = calls_of_unknown_cost + $10, cache_hits = cache_hits + $11
 WHERE run_id = $1 AND sealed_at IS NULL
 RETURNING 1;
 
@@ -131,12 +132,12 @@ WHERE run_id = $1 AND (epoch < $2 OR (epoch = $2 AND sealed_at IS NULL));
 
 -- name: get_progress
 SELECT run_id, recorded, scored, passed, faults, calls, input_tokens, output_tokens, cost_picousd,
-       calls_of_unknown_cost
+       calls_of_unknown_cost, cache_hits
 FROM run_progress WHERE run_id = ANY($1::text[]);
 
 -- name: sealed_progress
 SELECT seal, pending_scores, final_state, seconds, recorded, scored, passed, faults, calls, input_tokens,
-       output_tokens, cost_picousd, calls_of_unknown_cost
+       output_tokens, cost_picousd, calls_of_unknown_cost, cache_hits
 FROM run_progress WHERE run_id = $1 AND sealed_at IS NOT NULL;
 
 -- name: try_claim_report
@@ -164,9 +165,15 @@ SELECT count(*) AS n, avg(latency_ms) AS mean,
        percentile_cont(0.95) WITHIN GROUP (ORDER BY latency_ms) AS p95
 FROM results WHERE run_id = $1 AND latency_ms IS NOT NULL;
 
+-- name: saved_tokens
+-- What the answers from the cache once took.
+SELECT sum((saved->>'input_tokens')::bigint)::bigint AS input, sum((saved->>'output_tokens')::bigint)::bigint AS output
+FROM results WHERE run_id = $1 AND saved IS NOT NULL;
+
 -- name: cost_coverage
--- Trials that called a model, or brought their cost with them, and those of them whose every call has a known cost. The
--- calls of programs are counted one by one: they may belong to trials that never got a result.
+-- Trials that called a model, or brought their cost with them (answers from the cache: none), and those of them whose
+-- every call has a known cost. The calls of programs are counted one by one: they may belong to trials that never got a
+-- result.
 WITH begun AS (
     SELECT position, trial, bool_and(cost_picousd IS NOT NULL) AS known
     FROM model_calls WHERE run_id = $1 AND tries > 0 GROUP BY position, trial
@@ -346,4 +353,5 @@ RETURNING 1;
 
 -- name: payloads_in_use
 SELECT digest FROM unnest($1::text[]) AS u (digest)
-WHERE EXISTS (SELECT FROM results WHERE payload_digest = u.digest);
+WHERE EXISTS (SELECT FROM results WHERE payload_digest = u.digest)
+   OR EXISTS (SELECT FROM cached_responses WHERE payload_digest = u.digest);

@@ -20,6 +20,7 @@ from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.signing import Verifier
 from services.scorer import calls, metrics, reporting, store, verification
+from services.scorer.caching import ResponseCache
 from services.scorer.cases import Judge, judge_of
 from services.scorer.domain import Record, ScoredRecord
 from services.scorer.intake import Intake
@@ -56,6 +57,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         targets: CaseReader,
         objects: ObjectStore,
         loader: Loader,
+        cache: ResponseCache,
         reporter: reporting.Reporter,
         remover: Remover,
         verifier: verification.VersionVerifier,
@@ -68,6 +70,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         self._targets = targets
         self._objects = objects
         self._loader = loader
+        self._cache = cache
         self._reporter = reporter
         self._remover = remover
         self._verifier = verifier
@@ -81,7 +84,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         if first is None or first.WhichOneof("part") != "lease":
             raise InvalidInput("the first message must open with a lease")
         claims = open_lease(first.lease, self._hub)
-        intake = Intake(claims)
+        intake = Intake(claims, await self._cache.requests(claims))
         judge, held = await asyncio.gather(self._judge(claims), self._held(claims, intake))
         yield result_pb2.RecordResultsResponse(held=result_pb2.HeldTrials(offsets=held))
         sampled = _sampled(claims, held)
@@ -191,6 +194,14 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         loaded = await self._loader.load(claims, intake, judge, frozenset(held))
         return result_pb2.LoadShardResponse(loaded=loaded)
 
+    async def LoadCached(  # noqa: N802
+        self, request: result_pb2.LoadCachedRequest, context: Context
+    ) -> result_pb2.LoadCachedResponse:
+        claims = open_lease(request.lease, self._hub)
+        judge, held = await asyncio.gather(self._judge(claims), self._held(claims, Intake(claims)))
+        loaded = await self._cache.load(claims, judge, frozenset(held), request.request_digests)
+        return result_pb2.LoadCachedResponse(loaded=loaded)
+
     async def SealRun(  # noqa: N802
         self, request: result_pb2.SealRunRequest, context: Context
     ) -> result_pb2.SealRunResponse:
@@ -229,6 +240,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
                     output_tokens=totals.output_tokens,
                     cost_picousd=totals.cost_picousd,
                     calls_of_unknown_cost=totals.calls_of_unknown_cost,
+                    cache_hits=totals.cache_hits,
                 )
                 for run, totals in found.items()
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
+from typing import Any
 
 import asyncpg
 import orjson
@@ -44,12 +45,14 @@ class Reporter:
             began = perf_counter()
             with tracing.span("report", run=spec.run, number=standing.seal):
                 inputs = await _gather(connection, spec, standing)
+                cached = await _cached(connection, spec.run, standing.totals.cache_hits)
             document = build_report(inputs).model_dump(mode="json") | {
                 "number": standing.seal,
                 "primary_rule": spec.primary_rule,
                 "simulated": spec.simulated,
                 "calls": standing.totals.calls,
                 "trials": spec.trials,
+                **cached,
             }
             await connection.execute(
                 SQL["insert_report"], spec.run, standing.seal, orjson.dumps(document).decode()
@@ -76,7 +79,8 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
     primary = primary_of(rules_of(spec.scoring_json))
     slices = await connection.fetch(SQL["slice_statistics"], spec.run, FIRST_SCORING, primary)
     totals = standing.totals
-    reported_usage = totals.input_tokens or totals.output_tokens
+    # A run that took everything from the cache is known to have used none.
+    reported_usage = totals.input_tokens or totals.output_tokens or (totals.cache_hits and not totals.calls)
     return ReportInputs(
         run=spec.run,
         environment=spec.environment,
@@ -100,6 +104,16 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
         seconds=standing.seconds,
         slices=[SliceInputs(row["field"], row["value"], _questions(row)) for row in slices],
     )
+
+
+async def _cached(connection: Connection, run: str, hits: int) -> dict[str, Any]:
+    """What the response cache spared; most runs do not use it."""
+    if not hits:
+        return {}
+    row = await connection.fetchrow(SQL["saved_tokens"], run)
+    assert row is not None
+    saved = {name: tokens for name, tokens in row.items() if tokens is not None}
+    return {"cache_hits": hits} | ({"saved_tokens": saved} if saved else {})
 
 
 async def _rules(connection: Connection, spec: run_pb2.RunSpec) -> list[RuleInputs]:

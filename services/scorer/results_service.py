@@ -16,8 +16,9 @@ from services.common import auth
 from services.common.auth import Scope
 from services.common.paging import Page, next_token
 from services.common.parts import CaseReader
-from services.scorer import calls, store
+from services.scorer import cache_store, calls, store
 from services.scorer.cases import primary_of, rules_of
+from services.scorer.intake import endpoint_key
 from services.scorer.loading import answers_from_solutions
 from services.scorer.predictions import PredictionStore
 
@@ -137,6 +138,22 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
         digest, rows = await self._predictions.accept(first.header.targets_digest, chunks())
         return run_pb2.Predictions(digest=digest, rows=rows, label=first.header.label[:200])
 
+    async def ClearCache(  # noqa: N802
+        self, request: result_pb2.ClearCacheRequest, context: Context
+    ) -> result_pb2.ClearCacheResponse:
+        auth.require(Scope.MODELS)
+        missing = [name for name in ("base_url", "model_id") if not getattr(request, name)]
+        if missing:
+            raise InvalidInput(
+                f"{' and '.join(missing)}: expected those of a registered model, found nothing"
+            )
+        try:
+            key = endpoint_key(request.api, request.base_url, request.model_id)
+        except ValueError as error:
+            raise InvalidInput(f"base_url: expected an address, found {error}") from None
+        async with self._pool.acquire() as connection:
+            return result_pb2.ClearCacheResponse(removed=await cache_store.clear(connection, key))
+
 
 async def _read_page(
     connection: store.Connection,
@@ -243,6 +260,11 @@ def _result(
         reported_model=row["reported_model"] or "",
         calls=row["calls"],
     )
+    if row["saved"] is not None:
+        result.cached = True
+        saved = _usage(orjson.loads(row["saved"]))
+        if saved is not None:
+            result.saved_usage.CopyFrom(saved)
     if row["payload_digest"]:
         result.payload.digest = row["payload_digest"]
         result.payload.size_bytes = row["payload_bytes"]

@@ -12,6 +12,7 @@ import orjson
 
 from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 from services.common.queries import load_queries
+from services.scorer import cache_store
 from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, TrialKey, merge
 
 SQL = load_queries(Path(__file__).with_name("queries.sql"))
@@ -84,6 +85,8 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
     """
     # One order in all transactions: two that meet on the same trials wait, and never for each other.
     ordered = sorted(batch, key=lambda item: (item.record.position, item.record.trial, item.record.attempt))
+    if cache_store.concerns(ordered):
+        return await _store_step_by_step(connection, run_id, ordered)
     totals = Totals()
     for item in ordered:
         item.count_in(totals)
@@ -100,8 +103,9 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
 
 
 async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequence[ScoredRecord]) -> Totals:
-    """The same for a batch of which something is held already."""
+    """The same for a batch of which something is held already, or that has to do with the response cache."""
     async with connection.transaction():
+        ordered = await cache_store.settle(connection, ordered)
         inserted = await _insert(connection, run_id, ordered)
         standing: list[ScoredRecord] = []
         known: list[ScoredRecord] = []
@@ -140,7 +144,7 @@ async def _insert(connection: Connection, run_id: str, items: Sequence[ScoredRec
 
 
 def _result_rows(items: Iterable[ScoredRecord]) -> list[tuple[Any, ...]]:
-    """Rows of the type `result_row`."""
+    """Rows of the type `result_row_3`."""
     return [
         (
             r.position,
@@ -168,6 +172,7 @@ def _result_rows(items: Iterable[ScoredRecord]) -> list[tuple[Any, ...]]:
             r.payload_bytes,
             r.cluster,
             _json(r.slices),
+            None if r.saved is None else orjson.dumps(r.saved).decode(),
         )
         for r in (item.record for item in items)
     ]
@@ -194,6 +199,7 @@ def _added(totals: Totals) -> tuple[int, ...]:
         totals.output_tokens,
         totals.cost_picousd,
         totals.calls_of_unknown_cost,
+        totals.cache_hits,
     )
 
 
@@ -208,18 +214,22 @@ async def _settle(
         SQL["standing_results"], run_id, *_columns({item.record.key for item in known})
     )
     held = {
-        TrialKey(row["position"], row["trial"]): (Outcome(row["outcome"]), row["attempt"]) for row in rows
+        TrialKey(row["position"], row["trial"]): (Outcome(row["outcome"]), row["attempt"], row["cached"])
+        for row in rows
     }
     taken: dict[TrialKey, ScoredRecord] = {}
     filed: list[ScoredRecord] = []
     for item in known:
         record = item.record
-        outcome, attempt = held[record.key]
+        outcome, attempt, held_cached = held[record.key]
+        cached = record.saved is not None
         verdict = merge(
             held_final=outcome.final,
             held_attempt=attempt,
             final=record.outcome.final,
             attempt=record.attempt,
+            held_cached=held_cached,
+            cached=cached,
         )
         if verdict is Merge.FILE:
             filed.append(item)
@@ -229,7 +239,7 @@ async def _settle(
             else:
                 totals.add_standing(outcome, None, None, sign=-1)
             taken[record.key] = item
-            held[record.key] = (record.outcome, record.attempt)
+            held[record.key] = (record.outcome, record.attempt, cached)
     if taken:
         await connection.execute(SQL["file_standing"], run_id, *_columns(taken))
         await _insert(connection, run_id, list(taken.values()))
@@ -311,6 +321,7 @@ def _totals(row: asyncpg.Record) -> Totals:
         output_tokens=row["output_tokens"],
         cost_picousd=row["cost_picousd"],
         calls_of_unknown_cost=row["calls_of_unknown_cost"],
+        cache_hits=row["cache_hits"],
     )
 
 

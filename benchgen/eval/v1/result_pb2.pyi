@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from benchgen.eval.v1 import lease_pb2 as _lease_pb2
+from benchgen.eval.v1 import model_pb2 as _model_pb2
 from benchgen.eval.v1 import run_pb2 as _run_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -227,6 +228,7 @@ class TrialResult(_message.Message):
     REPORTED_MODEL_FIELD_NUMBER: _builtins.int
     INPUT_DIGEST_FIELD_NUMBER: _builtins.int
     NO_COST_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The case's position in the dataset."""
@@ -256,6 +258,8 @@ class TrialResult(_message.Message):
     """sha256 of the rendered messages that were sent."""
     no_cost: _builtins.bool
     """Whether the last call cost nothing for certain; as for a failed call."""
+    request_digest: _builtins.str
+    """sha256 of the request as it was asked, for runs that use the response cache; see LoadCachedRequest."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """Tokens of the last call."""
@@ -299,11 +303,12 @@ class TrialResult(_message.Message):
         reported_model: _builtins.str = ...,
         input_digest: _builtins.str = ...,
         no_cost: _builtins.bool = ...,
+        request_digest: _builtins.str = ...,
         program: Global___ProgramRun | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "reported_model", b"reported_model", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "reported_model", b"reported_model", "request_digest", b"request_digest", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_byte_ms: _TypeAlias = _typing.Literal["first_byte_ms"]  # noqa: Y015
     _WhichOneofArgType__first_byte_ms: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms"]  # noqa: Y015
@@ -847,6 +852,60 @@ class LoadShardResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LoadShardResponse: _TypeAlias = LoadShardResponse  # noqa: Y015
+
+@_typing.final
+class LoadCachedRequest(_message.Message):
+    """Asks for what the response cache holds of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> _lease_pb2.SignedLease:
+        """The lease. Its specification says whose answers these are: endpoint, API and model."""
+
+    @_builtins.property
+    def request_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the runner would ask: for each trial of the lease, in order, the sha256 of its request as canonical JSON
+        (messages, parameters, all stop sequences). Empty: not to be looked up.
+        """
+
+    def __init__(
+        self,
+        *,
+        lease: _lease_pb2.SignedLease | None = ...,
+        request_digests: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "request_digests", b"request_digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadCachedRequest: _TypeAlias = LoadCachedRequest  # noqa: Y015
+
+@_typing.final
+class LoadCachedResponse(_message.Message):
+    """What the cache held is loaded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADED_FIELD_NUMBER: _builtins.int
+    loaded: _builtins.int
+    """How many trials got a result that way."""
+    def __init__(
+        self,
+        *,
+        loaded: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loaded", b"loaded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadCachedResponse: _TypeAlias = LoadCachedResponse  # noqa: Y015
 
 @_typing.final
 class SealRunRequest(_message.Message):
@@ -1418,6 +1477,8 @@ class Result(_message.Message):
     RECORD_TIME_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
     REPORTED_MODEL_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    SAVED_USAGE_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
@@ -1450,6 +1511,10 @@ class Result(_message.Message):
     """Why the reply ended, as the endpoint says."""
     reported_model: _builtins.str
     """The model's name as the endpoint reports it."""
+    cached: _builtins.bool
+    """Whether the answer is from the response cache: no call was made, `usage` and `latency_ms` are not set, and it cost
+    nothing.
+    """
     calls: _builtins.int
     """How many model calls were made, tries that failed included."""
     @_builtins.property
@@ -1475,6 +1540,10 @@ class Result(_message.Message):
     @_builtins.property
     def payload(self) -> Global___PayloadRef:
         """The whole answer, when it does not fit here; hidden like `response`."""
+
+    @_builtins.property
+    def saved_usage(self) -> Global___Usage:
+        """For an answer from the cache: the tokens of the call that it once took. Nobody spent them again."""
 
     @_builtins.property
     def program(self) -> Global___ProgramRun:
@@ -1505,12 +1574,14 @@ class Result(_message.Message):
         record_time: _timestamp_pb2.Timestamp | None = ...,
         payload: Global___PayloadRef | None = ...,
         reported_model: _builtins.str = ...,
+        cached: _builtins.bool = ...,
+        saved_usage: Global___Usage | None = ...,
         program: Global___ProgramRun | None = ...,
         calls: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "cost_picousd", b"cost_picousd", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "record_time", b"record_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "cost_picousd", b"cost_picousd", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "record_time", b"record_time", "saved_usage", b"saved_usage", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "attempt", b"attempt", "calls", b"calls", "case_id", b"case_id", "cost_picousd", b"cost_picousd", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "input", b"input", "latency_ms", b"latency_ms", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "record_time", b"record_time", "reported_model", b"reported_model", "response", b"response", "run", b"run", "scores", b"scores", "target_json", b"target_json", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_latency_ms", b"_latency_ms", "attempt", b"attempt", "cached", b"cached", "calls", b"calls", "case_id", b"case_id", "cost_picousd", b"cost_picousd", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "input", b"input", "latency_ms", b"latency_ms", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "record_time", b"record_time", "reported_model", b"reported_model", "response", b"response", "run", b"run", "saved_usage", b"saved_usage", "scores", b"scores", "target_json", b"target_json", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_picousd: _TypeAlias = _typing.Literal["cost_picousd"]  # noqa: Y015
     _WhichOneofArgType__cost_picousd: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd"]  # noqa: Y015
@@ -1739,6 +1810,58 @@ class PredictionsHeader(_message.Message):
 Global___PredictionsHeader: _TypeAlias = PredictionsHeader  # noqa: Y015
 
 @_typing.final
+class ClearCacheRequest(_message.Message):
+    """Asks to remove what the response cache holds of one model at one endpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    API_FIELD_NUMBER: _builtins.int
+    base_url: _builtins.str
+    """Where the endpoint is, as in Model."""
+    model_id: _builtins.str
+    """The model's id at the endpoint."""
+    api: _model_pb2.Model.Api.ValueType
+    """What it speaks; chat completions when not stated."""
+    def __init__(
+        self,
+        *,
+        base_url: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        api: _model_pb2.Model.Api.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api", b"api", "base_url", b"base_url", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearCacheRequest: _TypeAlias = ClearCacheRequest  # noqa: Y015
+
+@_typing.final
+class ClearCacheResponse(_message.Message):
+    """It is removed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REMOVED_FIELD_NUMBER: _builtins.int
+    removed: _builtins.int
+    """How many answers that were."""
+    def __init__(
+        self,
+        *,
+        removed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClearCacheResponse: _TypeAlias = ClearCacheResponse  # noqa: Y015
+
+@_typing.final
 class GetReportRequest(_message.Message):
     """Asks for a report."""
 
@@ -1847,6 +1970,8 @@ class Report(_message.Message):
     CALLS_FIELD_NUMBER: _builtins.int
     TRIALS_FIELD_NUMBER: _builtins.int
     COST_KNOWN_CASES_FIELD_NUMBER: _builtins.int
+    CACHE_HITS_FIELD_NUMBER: _builtins.int
+    SAVED_TOKENS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     number: _builtins.int
@@ -1870,7 +1995,9 @@ class Report(_message.Message):
     trials: _builtins.int
     """How often each case was asked."""
     cost_known_cases: _builtins.int
-    """How many trials called a model and have a known cost."""
+    """How many trials called a model, or took an answer from the cache, and have a known cost."""
+    cache_hits: _builtins.int
+    """How many results were taken from the response cache."""
     @_builtins.property
     def coverage(self) -> Global___Coverage:
         """How much of the plan is behind the numbers."""
@@ -1899,6 +2026,10 @@ class Report(_message.Message):
     def slices(self) -> _containers.MessageMap[_builtins.str, Global___Slice]:
         """The primary rule broken down by the fields that the environment names: field, value."""
 
+    @_builtins.property
+    def saved_tokens(self) -> Global___Tokens:
+        """Tokens of the calls that these once took, and that nobody spent again, where reported; not set without any."""
+
     def __init__(
         self,
         *,
@@ -1921,10 +2052,12 @@ class Report(_message.Message):
         calls: _builtins.int = ...,
         trials: _builtins.int = ...,
         cost_known_cases: _builtins.int = ...,
+        cache_hits: _builtins.int = ...,
+        saved_tokens: Global___Tokens | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "coverage", b"coverage", "latency_ms", b"latency_ms", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "coverage", b"coverage", "latency_ms", b"latency_ms", "saved_tokens", b"saved_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "primary_rule", b"primary_rule", "run", b"run", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,11 @@ class ResultServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsResponse.FromString,
                 _registered_method=True)
+        self.ClearCache = channel.unary_unary(
+                '/benchgen.eval.v1.ResultService/ClearCache',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheResponse.FromString,
+                _registered_method=True)
 
 
 class ResultServiceServicer:
@@ -94,6 +99,14 @@ class ResultServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClearCache(self, request, context):
+        """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
+        from it stay. Clearing what is empty changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +129,11 @@ def add_ResultServiceServicer_to_server(servicer, server):
                     servicer.ListCalls,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ListCallsResponse.SerializeToString,
+            ),
+            'ClearCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClearCache,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -237,6 +255,33 @@ class ResultService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ClearCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.ResultService/ClearCache',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class RecordServiceStub:
     """Records and judges. Owned by the scorer; for runners and the hub only.
@@ -267,6 +312,11 @@ class RecordServiceStub:
                 '/benchgen.eval.v1.RecordService/LoadShard',
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardResponse.FromString,
+                _registered_method=True)
+        self.LoadCached = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/LoadCached',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadCachedRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadCachedResponse.FromString,
                 _registered_method=True)
         self.SealRun = channel.unary_unary(
                 '/benchgen.eval.v1.RecordService/SealRun',
@@ -336,6 +386,14 @@ class RecordServiceServicer:
     def LoadShard(self, request, context):
         """Loads a shard whose answers are there already: recorded predictions, reference solutions, empty answers. Loading
         twice is the same as once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadCached(self, request, context):
+        """Loads what the response cache holds of a shard, as results: a runner asks for it before it makes calls, and finds
+        these trials held. No answer is given out. INVALID_ARGUMENT under a lease whose run does not use the cache.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -415,6 +473,11 @@ def add_RecordServiceServicer_to_server(servicer, server):
                     servicer.LoadShard,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardResponse.SerializeToString,
+            ),
+            'LoadCached': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadCached,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadCachedRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.LoadCachedResponse.SerializeToString,
             ),
             'SealRun': grpc.unary_unary_rpc_method_handler(
                     servicer.SealRun,
@@ -561,6 +624,33 @@ class RecordService:
             '/benchgen.eval.v1.RecordService/LoadShard',
             benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_result__pb2.LoadShardResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadCached(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/LoadCached',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.LoadCachedRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.LoadCachedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class ResultServiceStub:
     """Lists the model calls that the program of one trial made, in the order in which they were stored. Without the scope
     `answers` nothing that was said is in those of `builtin/simulated`.
     """
+    ClearCache: _grpc.UnaryUnaryMultiCallable[_result_pb2.ClearCacheRequest, _result_pb2.ClearCacheResponse]
+    """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
+    from it stay. Clearing what is empty changes nothing.
+    """
 
 @_typing.type_check_only
 class ResultServiceAsyncStub(ResultServiceStub):
@@ -68,6 +72,10 @@ class ResultServiceAsyncStub(ResultServiceStub):
     ListCalls: _aio.UnaryUnaryMultiCallable[_result_pb2.ListCallsRequest, _result_pb2.ListCallsResponse]  # type: ignore[assignment]
     """Lists the model calls that the program of one trial made, in the order in which they were stored. Without the scope
     `answers` nothing that was said is in those of `builtin/simulated`.
+    """
+    ClearCache: _aio.UnaryUnaryMultiCallable[_result_pb2.ClearCacheRequest, _result_pb2.ClearCacheResponse]  # type: ignore[assignment]
+    """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
+    from it stay. Clearing what is empty changes nothing.
     """
 
 class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -111,6 +119,16 @@ class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
         `answers` nothing that was said is in those of `builtin/simulated`.
         """
 
+    @_abc_1.abstractmethod
+    def ClearCache(
+        self,
+        request: _result_pb2.ClearCacheRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.ClearCacheResponse, _abc.Awaitable[_result_pb2.ClearCacheResponse]]:
+        """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
+        from it stay. Clearing what is empty changes nothing.
+        """
+
 def add_ResultServiceServicer_to_server(servicer: ResultServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class RecordServiceStub:
@@ -134,6 +152,10 @@ class RecordServiceStub:
     LoadShard: _grpc.UnaryUnaryMultiCallable[_result_pb2.LoadShardRequest, _result_pb2.LoadShardResponse]
     """Loads a shard whose answers are there already: recorded predictions, reference solutions, empty answers. Loading
     twice is the same as once.
+    """
+    LoadCached: _grpc.UnaryUnaryMultiCallable[_result_pb2.LoadCachedRequest, _result_pb2.LoadCachedResponse]
+    """Loads what the response cache holds of a shard, as results: a runner asks for it before it makes calls, and finds
+    these trials held. No answer is given out. INVALID_ARGUMENT under a lease whose run does not use the cache.
     """
     SealRun: _grpc.UnaryUnaryMultiCallable[_result_pb2.SealRunRequest, _result_pb2.SealRunResponse]
     """Says that no more results of this epoch will come; scores what is left and makes the report. Repeat until the
@@ -174,6 +196,10 @@ class RecordServiceAsyncStub(RecordServiceStub):
     LoadShard: _aio.UnaryUnaryMultiCallable[_result_pb2.LoadShardRequest, _result_pb2.LoadShardResponse]  # type: ignore[assignment]
     """Loads a shard whose answers are there already: recorded predictions, reference solutions, empty answers. Loading
     twice is the same as once.
+    """
+    LoadCached: _aio.UnaryUnaryMultiCallable[_result_pb2.LoadCachedRequest, _result_pb2.LoadCachedResponse]  # type: ignore[assignment]
+    """Loads what the response cache holds of a shard, as results: a runner asks for it before it makes calls, and finds
+    these trials held. No answer is given out. INVALID_ARGUMENT under a lease whose run does not use the cache.
     """
     SealRun: _aio.UnaryUnaryMultiCallable[_result_pb2.SealRunRequest, _result_pb2.SealRunResponse]  # type: ignore[assignment]
     """Says that no more results of this epoch will come; scores what is left and makes the report. Repeat until the
@@ -235,6 +261,16 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_result_pb2.LoadShardResponse, _abc.Awaitable[_result_pb2.LoadShardResponse]]:
         """Loads a shard whose answers are there already: recorded predictions, reference solutions, empty answers. Loading
         twice is the same as once.
+        """
+
+    @_abc_1.abstractmethod
+    def LoadCached(
+        self,
+        request: _result_pb2.LoadCachedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.LoadCachedResponse, _abc.Awaitable[_result_pb2.LoadCachedResponse]]:
+        """Loads what the response cache holds of a shard, as results: a runner asks for it before it makes calls, and finds
+        these trials held. No answer is given out. INVALID_ARGUMENT under a lease whose run does not use the cache.
         """
 
     @_abc_1.abstractmethod

@@ -163,6 +163,7 @@ class RunSpec(_message.Message):
     MAX_TRIES_FIELD_NUMBER: _builtins.int
     CALL_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     PRIMARY_RULE_FIELD_NUMBER: _builtins.int
+    USE_CACHE_FIELD_NUMBER: _builtins.int
     HARNESS_JSON_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
@@ -198,6 +199,8 @@ class RunSpec(_message.Message):
     """The longest one call may take, seconds."""
     primary_rule: _builtins.str
     """The name of the primary scoring rule."""
+    use_cache: _builtins.bool
+    """Whether answers that the same requests got before are taken from the response cache, and new ones kept there."""
     harness_json: _builtins.str
     """The program of the harness `program` as canonical JSON: the digest of its files, its command, its limits. Empty for
     other harnesses.
@@ -237,11 +240,12 @@ class RunSpec(_message.Message):
         max_tries: _builtins.int = ...,
         call_timeout_seconds: _builtins.float = ...,
         primary_rule: _builtins.str = ...,
+        use_cache: _builtins.bool = ...,
         harness_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_timeout_seconds", b"call_timeout_seconds", "cases", b"cases", "digest", b"digest", "environment", b"environment", "generation", b"generation", "harness_json", b"harness_json", "inputs_digest", b"inputs_digest", "materialiser", b"materialiser", "max_tries", b"max_tries", "planned", b"planned", "primary_rule", b"primary_rule", "run", b"run", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "seed", b"seed", "selection", b"selection", "simulated", b"simulated", "solutions_digest", b"solutions_digest", "subject", b"subject", "targets_digest", b"targets_digest", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_timeout_seconds", b"call_timeout_seconds", "cases", b"cases", "digest", b"digest", "environment", b"environment", "generation", b"generation", "harness_json", b"harness_json", "inputs_digest", b"inputs_digest", "materialiser", b"materialiser", "max_tries", b"max_tries", "planned", b"planned", "primary_rule", b"primary_rule", "run", b"run", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "seed", b"seed", "selection", b"selection", "simulated", b"simulated", "solutions_digest", b"solutions_digest", "subject", b"subject", "targets_digest", b"targets_digest", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -353,6 +357,7 @@ class RunProgress(_message.Message):
     CALLS_OF_UNKNOWN_COST_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
     SHARDS_DONE_FIELD_NUMBER: _builtins.int
+    CACHE_HITS_FIELD_NUMBER: _builtins.int
     planned: _builtins.int
     """How many there are."""
     recorded: _builtins.int
@@ -377,6 +382,8 @@ class RunProgress(_message.Message):
     """How many shards there are."""
     shards_done: _builtins.int
     """How many shards have ended."""
+    cache_hits: _builtins.int
+    """How many results were taken from the response cache: no call was made for them, and nothing spent."""
     def __init__(
         self,
         *,
@@ -392,10 +399,11 @@ class RunProgress(_message.Message):
         calls_of_unknown_cost: _builtins.int = ...,
         shards: _builtins.int = ...,
         shards_done: _builtins.int = ...,
+        cache_hits: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "calls_of_unknown_cost", b"calls_of_unknown_cost", "cost_picousd", b"cost_picousd", "faults", b"faults", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "passed", b"passed", "planned", b"planned", "recorded", b"recorded", "scored", b"scored", "shards", b"shards", "shards_done", b"shards_done"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "calls", b"calls", "calls_of_unknown_cost", b"calls_of_unknown_cost", "cost_picousd", b"cost_picousd", "faults", b"faults", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "passed", b"passed", "planned", b"planned", "recorded", b"recorded", "scored", b"scored", "shards", b"shards", "shards_done", b"shards_done"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -416,6 +424,7 @@ class CreateRunRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    USE_CACHE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID made by the caller: the same id again answers with the same run."""
     environment: _builtins.str
@@ -428,6 +437,10 @@ class CreateRunRequest(_message.Message):
     """Where all randomness starts; 0 is as good as any other."""
     priority: _builtins.int
     """Higher goes first, -100 to 100."""
+    use_cache: _builtins.bool
+    """Take answers from the response cache where the same request was answered before, by whatever run, and keep new
+    ones there. For registered models only: INVALID_ARGUMENT for built-in ones and for recorded answers.
+    """
     @_builtins.property
     def predictions(self) -> Global___Predictions:
         """Recorded answers that were uploaded with ResultService.UploadPredictions."""
@@ -452,10 +465,11 @@ class CreateRunRequest(_message.Message):
         seed: _builtins.int = ...,
         generation: _environment_pb2.Generation | None = ...,
         priority: _builtins.int = ...,
+        use_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "model", b"model", "predictions", b"predictions", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "generation", b"generation", "model", b"model", "predictions", b"predictions", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "subject", b"subject", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "generation", b"generation", "model", b"model", "predictions", b"predictions", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "subject", b"subject", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["model", "predictions"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015

@@ -168,6 +168,12 @@ class RunBody(BaseModel):
         GenerationBody | None, Field(description="Settings that win over the environment's and the model's.")
     ] = None
     priority: Annotated[int, Field(ge=-100, le=100, description="Higher goes first.")] = 0
+    cache: Annotated[
+        bool,
+        Field(
+            description="Take answers that the same requests got before, and keep new ones. Registered models only."
+        ),
+    ] = False
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
@@ -187,6 +193,7 @@ class RunBody(BaseModel):
             seed=self.seed,
             generation=self.generation.message() if self.generation else None,
             priority=self.priority,
+            use_cache=self.cache,
         )
         if self.model is not None:
             request.model = self.model

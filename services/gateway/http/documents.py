@@ -173,6 +173,12 @@ class ModelTest(Shape):
     tokens: Tokens | None
 
 
+class CacheCleared(Shape):
+    """What was removed from the response cache."""
+
+    removed: Annotated[int, Field(description="How many answers.")]
+
+
 class Selection(Shape):
     """Which cases were taken; both null is all."""
 
@@ -192,6 +198,7 @@ class Progress(Shape):
     tokens: Tokens
     cost_usd: Annotated[float | None, Field(description="Null when the cost of any call is unknown.")]
     calls_of_unknown_cost: int
+    cache_hits: Annotated[int, Field(description="Results that the response cache gave.")]
     shards: int
     shards_done: int
 
@@ -223,6 +230,7 @@ class Run(Shape):
     generation: Generation
     primary_rule: str
     priority: int
+    cache: Annotated[bool, Field(description="Whether it uses the response cache.")]
     progress: Progress
     created_at: str | None
     started_at: str | None
@@ -369,6 +377,12 @@ class Result(Shape):
     latency_ms: float | None
     tokens: Usage | None
     cost_usd: float | None
+    cached: Annotated[
+        bool, Field(description="From the response cache: no call, no latency, no tokens, no cost.")
+    ]
+    saved_tokens: Annotated[
+        Usage | None, Field(description="Of the call that an answer from the cache once took.")
+    ]
     error: str | None
     finish_reason: str | None
     failed_calls: list[FailedCall]
@@ -446,6 +460,8 @@ class Report(Shape):
     cost_usd: Cost | None
     cost_known_cases: int
     calls: int
+    cache_hits: Annotated[int, Field(description="Results that the response cache gave.")]
+    saved_tokens: Annotated[Tokens | None, Field(description="Of the calls that these once took.")]
     seconds: float
 
 

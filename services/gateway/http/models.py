@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
 from benchgen import schemas
-from benchgen.eval.v1 import model_pb2
+from benchgen.eval.v1 import model_pb2, result_pb2
 from services.gateway.http import documents, openapi
 from services.gateway.http.bodies import ModelBody
 from services.gateway.http.caller import CallerDep
@@ -71,6 +71,26 @@ async def test_model(caller: CallerDep, name: Name, once: OnceDep) -> Response:
         request = model_pb2.TestModelRequest(name=name)
         answer = await caller.call(caller.backends.models.TestModel, request, seconds=_TEST_SECONDS)
         return json_response(schemas.model_test_json(answer))
+
+    return await once(execute)
+
+
+@router.post(
+    "/{name:slashed}:clearCache",
+    summary="Clear a model's answers from the response cache",
+    responses=openapi.answer(documents.CacheCleared),
+)
+async def clear_cache(caller: CallerDep, name: Name, once: OnceDep) -> Response:
+    """Removes the answers of this model, at its endpoint, that were kept for runs with `cache`. Do so when another
+    model answers there under the same id. Results that were taken from the cache stay."""
+
+    async def execute(_: str) -> Response:
+        model = await caller.call(caller.backends.models.GetModel, model_pb2.GetModelRequest(name=name))
+        request = result_pb2.ClearCacheRequest(
+            base_url=model.base_url, model_id=model.model_id, api=model.api
+        )
+        answer = await caller.call(caller.backends.results.ClearCache, request)
+        return json_response({"removed": answer.removed})
 
     return await once(execute)
 

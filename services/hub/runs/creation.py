@@ -94,6 +94,8 @@ class Creator:
         problems = specs.request_problems(request)
         version = await self._version(conn, request, errors)
         answerer = await self._answerer(conn, request, errors)
+        if answerer is not None:
+            problems += specs.cache_problems(request, answerer)
         if version is not None:
             problems += specs.version_problems(request, version)
             if answerer is not None:

@@ -121,6 +121,14 @@ def answerer_problems(answerer: Answerer, version: Version) -> list[str]:
     return []
 
 
+def cache_problems(request: run_pb2.CreateRunRequest, answerer: Answerer) -> list[str]:
+    """Why a run cannot use the response cache, if it wants to. Only calls of an endpoint are worth keeping: built-in
+    models cost nothing, and what is made of the reference solutions must not outlive its run."""
+    if not request.use_cache or answerer.kind is Subject.ENDPOINT:
+        return []
+    return [f"use_cache: expected a registered model, found {answerer.label}, whose answers are never cached"]
+
+
 def model_answerer(model: model_pb2.Model) -> Answerer:
     """A registered or built-in model as the one who answers."""
     subject = run_pb2.Subject(model=model)
@@ -206,6 +214,7 @@ def build_spec(
         max_tries=_MOST_TRIES,
         call_timeout_seconds=_CALL_SECONDS,
         primary_rule=version.primary_rule,
+        use_cache=request.use_cache,
     )
 
 

@@ -12,9 +12,9 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchgen.eval.v1 import environment_pb2, result_pb2
+from services.common.models.asking import Asking
 from services.common.models.replies import valid
 from services.common.models.retry import CallRecord, Conversation
-from services.common.models.seeds import derive_seed
 from services.common.models.types import (
     UNKNOWN_USAGE,
     ChatRequest,
@@ -65,31 +65,44 @@ class Subject(Protocol):
 
 
 class ChatHarness:
-    """Asks one subject in the way that a run's specification says."""
+    """Asks one subject in the way that a run's specification says.
 
-    def __init__(self, subject: Subject, generation: environment_pb2.Generation, seed: int) -> None:
+    :param names_requests: whether results say by digest what was asked, so that their answers can be kept for others.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        generation: environment_pb2.Generation,
+        seed: int,
+        *,
+        names_requests: bool = False,
+    ) -> None:
         self._subject = subject
-        self._seed = seed
-        self._stop = tuple(generation.stop)
-        self._params = _params(generation)
-        # Who writes one into the environment means it, also as null: then none is sent.
-        self._has_seed = "seed" in self._params
+        self._asking = Asking(generation, seed)
+        self._stop = self._asking.stop
+        self._names_requests = names_requests
+
+    def request_digest(self, trial: Trial) -> str:
+        """What would be asked, by digest."""
+        return self._asking.digest(self._asking.request(trial.messages, trial.case_id, trial.trial))
 
     async def run(self, trial: Trial) -> tuple[result_pb2.TrialResult, Payload | None] | Fault:
         """Ask once; a fault that is permanent for the whole run comes back as it is."""
-        params = self._params
-        if not self._has_seed:
-            params = params | {"seed": derive_seed(self._seed, trial.case_id, trial.trial)}
-        conversation = await self._subject.ask(trial, ChatRequest(trial.messages, params))
+        request = self._asking.request(trial.messages, trial.case_id, trial.trial)
+        conversation = await self._subject.ask(trial, request)
         answer = conversation.result
         if isinstance(answer, Fault) and answer.permanent_for_run:
             return answer
         try:
-            return self._result(trial, conversation)
+            result, payload = self._result(trial, conversation)
         except Exception as error:
             # An answer that nobody can write down is lost; that it was paid for is not.
             log.exception("harness.broke", case=trial.case_id)
             return broken(trial, said(error), calls=len(conversation.calls)), None
+        if self._names_requests and result.outcome == result_pb2.OUTCOME_OK:
+            result.request_digest = self._asking.digest(request)
+        return result, payload
 
     def _result(
         self, trial: Trial, conversation: Conversation
@@ -178,17 +191,6 @@ def _shorten(result: result_pb2.TrialResult) -> Payload | None:
     result.payload.digest = payload.digest
     result.payload.size_bytes = len(data)
     return payload
-
-
-def _params(generation: environment_pb2.Generation) -> dict[str, Any]:
-    params: dict[str, Any] = orjson.loads(generation.extra_json) if generation.extra_json else {}
-    for name in ("temperature", "top_p", "max_tokens"):
-        if generation.HasField(name):
-            params[name] = getattr(generation, name)
-    if generation.stop:
-        # OpenAI takes at most four; the others are applied to the reply.
-        params["stop"] = list(generation.stop)[:4]
-    return params
 
 
 def _cut_at_stop(text: str, stops: Sequence[str]) -> str:

@@ -168,7 +168,9 @@ class Services(
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Context) -> model_pb2.Model:
         self._note("GetModel", request, context)
-        return model_pb2.Model(name=request.name)
+        model = model_pb2.Model(name=request.name, model_id="m-8b", api=model_pb2.Model.API_OPENAI_CHAT)
+        model.base_url = "https://host/v1"
+        return model
 
     async def TestModel(
         self, request: model_pb2.TestModelRequest, context: Context
@@ -262,6 +264,12 @@ class Services(
             number=1, endpoint="chat.completions", request_json='{"messages": []}', answer_json='{"id": "1"}'
         )
         return result_pb2.ListCallsResponse(calls=[call])
+
+    async def ClearCache(
+        self, request: result_pb2.ClearCacheRequest, context: Context
+    ) -> result_pb2.ClearCacheResponse:
+        self._note("ClearCache", request, context)
+        return result_pb2.ClearCacheResponse(removed=7)
 
     async def GetReport(self, request: result_pb2.GetReportRequest, context: Context) -> result_pb2.Report:
         raise FailedPrecondition(f"run {request.run} has no report yet: it has not ended")

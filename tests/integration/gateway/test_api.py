@@ -9,7 +9,7 @@ import json
 import re
 from typing import Any
 
-from benchgen.eval.v1 import environment_pb2, result_pb2, run_pb2
+from benchgen.eval.v1 import environment_pb2, model_pb2, result_pb2, run_pb2
 from services.gateway.http import documents
 from tests.integration.gateway.conftest import Gateway
 from tests.integration.gateway.test_problems import problem
@@ -73,6 +73,11 @@ async def test_models(gateway: Gateway) -> None:
     async with gateway.http.post(f"/api/v1/models/{name}:test") as answer:
         assert documents.ModelTest.model_validate_json(await answer.read()).ok
     assert gateway.services.seen[-1].request.name == "builtin/simulated?accuracy=0.9"
+    async with gateway.http.post("/api/v1/models/gpt:clearCache") as answer:
+        assert documents.CacheCleared.model_validate_json(await answer.read()).removed == 7
+    assert gateway.services.seen[-1].request == result_pb2.ClearCacheRequest(
+        base_url="https://host/v1", model_id="m-8b", api=model_pb2.Model.API_OPENAI_CHAT
+    )
     async with gateway.http.delete("/api/v1/models/gpt") as answer:
         assert (answer.status, await answer.read()) == (204, b"")
 
@@ -86,6 +91,7 @@ async def test_runs(gateway: Gateway) -> None:
         "seed": 2**64 - 1,
         "priority": -5,
         "generation": {"max_tokens": 9},
+        "cache": True,
     }
     async with gateway.http.post("/api/v1/runs", json=body) as answer:
         assert answer.status == 201
@@ -100,6 +106,7 @@ async def test_runs(gateway: Gateway) -> None:
         seed=2**64 - 1,
         priority=-5,
         generation=environment_pb2.Generation(max_tokens=9),
+        use_cache=True,
     )
     await get(gateway, "/api/v1/runs?environment=a&model=m&state=paused", documents.RunPage)
     listed = gateway.services.seen[-1].request
@@ -222,7 +229,7 @@ async def test_the_documents_need_no_key_and_nothing_from_elsewhere(gateway: Gat
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 23
+    assert len(operations) == 24
     for name, operation in operations.items():
         assert operation["security"] == [{"HTTPBearer": []}], name
         assert operation["summary"], name

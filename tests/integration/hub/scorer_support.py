@@ -107,6 +107,9 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
     def ReplayCalls(self, request: Any, context: Any) -> AsyncIterator[Any]:
         raise AssertionError("the hub runs nothing")
 
+    async def LoadCached(self, request: Any, context: Any) -> result_pb2.LoadCachedResponse:
+        raise AssertionError("the hub runs nothing")
+
     async def VerifyVersion(self, request: Any, context: Any) -> environment_pb2.Verification:
         raise AssertionError("runs verify nothing")
 

@@ -146,6 +146,27 @@ async def test_what_cannot_be_run_is_refused(
     assert text in errors[0].message
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "builtin/simulated?accuracy=0.5"},
+        {"model": "builtin/constant"},
+        {"model": "builtin/oracle"},
+        {"predictions": run_pb2.Predictions(digest=DIGEST, label="mine.jsonl")},
+    ],
+    ids=str,
+)
+async def test_only_calls_of_an_endpoint_are_cached(hub: Hub, fields: dict[str, Any]) -> None:
+    assert (await hub.create(10, use_cache=True)).spec.use_cache
+    assert not (await hub.create(10)).spec.use_cache
+    with refused(InvalidInput) as errors:
+        await hub.create(10, use_cache=True, **fields)
+    found = fields.get("model", "mine.jsonl")
+    assert errors[0].message == (
+        f"use_cache: expected a registered model, found {found}, whose answers are never cached"
+    )
+
+
 async def test_a_limit_above_all_cases_means_all(hub: Hub) -> None:
     assert (await hub.create(100, selection=run_pb2.Selection(limit=7))).spec.cases == 7
     assert (await hub.create(100, selection=run_pb2.Selection(limit=700))).spec.cases == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.scorer.conftest import buckets, environment, scorer, scorer_dsn
+from tests.integration.runner.bench import bench
+from tests.integration.scorer.conftest import buckets, environment, other, scorer, scorer_dsn
 
-__all__ = ["buckets", "environment", "scorer", "scorer_dsn"]
+__all__ = ["bench", "buckets", "environment", "other", "scorer", "scorer_dsn"]

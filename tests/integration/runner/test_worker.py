@@ -33,8 +33,8 @@ from services.runner import app
 from services.runner.config import RunnerSettings
 from tests import conftest
 from tests.integration.model_servers import http_server
+from tests.integration.runner.bench import completion
 from tests.integration.runner.support import Hub, Wire, serving, until, wire_to
-from tests.integration.runner.test_shard import completion
 from tests.integration.scorer.support import Environment, Scorer, claims_of, object_settings
 
 # One loop and one scorer for all tests of the module: starting each takes longer than most tests.

@@ -39,6 +39,8 @@ from benchgen.eval.v1 import (
 
 API_KEY = "bg_the-key-of-the-tests"
 CASES = 10
+#: How many answers of a run that uses the cache are from there.
+CACHED = 4
 Run = run_pb2.Run
 
 
@@ -293,6 +295,7 @@ class Platform(
         spec.planned = spec.cases * spec.trials
         spec.selection.CopyFrom(request.selection)
         spec.generation.CopyFrom(request.generation)
+        spec.use_cache = request.use_cache
         if request.HasField("predictions"):
             spec.subject.predictions.CopyFrom(request.predictions)
         else:
@@ -385,6 +388,8 @@ class Platform(
             while not self.hold.wait(0.05) and context.is_active():
                 pass
         run.progress.faults = self.missing
+        if run.spec.use_cache:
+            run.progress.cache_hits = CACHED
         run.state = self.end_state
         yield run
         # A paused run has not ended: its watch goes on.
@@ -421,6 +426,11 @@ class Platform(
                 result.latency_ms = 12.0
                 result.usage.input_tokens, result.usage.output_tokens = 100, 10
                 result.cost_picousd = 1_000_000_000
+                if run.spec.use_cache and number < CACHED:
+                    result.cached, result.cost_picousd = True, 0
+                    result.saved_usage.CopyFrom(result.usage)
+                    result.ClearField("usage")
+                    result.ClearField("latency_ms")
                 explanation = "equal" if right else f"expected {number + 1}, found -1"
                 result.scores.add(
                     rule="correct",
@@ -499,6 +509,9 @@ class Platform(
             trials=run.spec.trials,
             slices={"difficulty": result_pb2.Slice(values={"easy": metric, "hard": metric})},
         )
+        if run.spec.use_cache:
+            report.cache_hits = CACHED
+            report.saved_tokens.input, report.saved_tokens.output = 100 * CACHED, 10 * CACHED
         if run.spec.subject.HasField("model"):
             report.calls = planned
             report.latency_ms.mean, report.latency_ms.p50, report.latency_ms.p95 = 12.0, 11.5, 20.0
@@ -506,6 +519,12 @@ class Platform(
         if run.spec.subject.model.price.input_usd_per_mtok:
             report.cost_usd.total, report.cost_usd.per_case = 0.01, 0.001
         return report
+
+    def ClearCache(  # noqa: N802
+        self, request: result_pb2.ClearCacheRequest, context: grpc.ServicerContext
+    ) -> result_pb2.ClearCacheResponse:
+        self.admit(context)
+        return result_pb2.ClearCacheResponse()
 
     def UploadPredictions(  # noqa: N802
         self, requests: Iterator[result_pb2.UploadPredictionsRequest], context: grpc.ServicerContext

@@ -102,6 +102,26 @@ def test_options_reach_the_run(benchgen: Command, platform: Platform) -> None:
     assert not spec.generation.HasField("max_tokens")
 
 
+def test_what_came_from_the_cache_is_told_apart(benchgen: Command, platform: Platform) -> None:
+    ended = benchgen(*SIMULATED, "--cache")
+    assert ended.code == 0
+    assert platform.runs["r000000000000"].spec.use_cache
+    assert "0 faults  4 cached" in ended.err
+    assert "cache     4 of 10 answers · spared tokens: 400 in, 40 out" in ended.out
+    assert "4 of 10 answers" in benchgen("runs", "show", "latest").out
+    assert benchgen("results", "latest").out.count("from the cache") == 4
+    document = benchgen("runs", "show", "latest", "--json").json()
+    assert (document["cache"], document["progress"]["cache_hits"]) == (True, 4)
+    first, *_, last = benchgen("results", "latest", "--json").json()
+    assert (first["cached"], first["tokens"], first["latency_ms"], first["cost_usd"]) == (True, None, None, 0)
+    assert first["saved_tokens"] == {"input": 100, "output": 10, "cached": None, "reasoning": None}
+    assert (last["cached"], last["saved_tokens"]) == (False, None)
+    report = benchgen(*SIMULATED, "--cache", "--json").json()
+    assert (report["cache_hits"], report["saved_tokens"]) == (4, {"input": 400, "output": 40})
+    # Who did not ask for it hears nothing of it.
+    assert "cache" not in benchgen(*SIMULATED).out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

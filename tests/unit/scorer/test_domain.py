@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from benchgen.eval.v1 import result_pb2
 from benchgen.scoring.rules import RuleScore
-from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, merge
+from services.scorer.domain import (
+    Merge,
+    Outcome,
+    Record,
+    ScoredRecord,
+    Totals,
+    merge,
+    model_key,
+    normal_address,
+    request_key,
+)
 
 
 def test_outcomes_are_those_of_the_contract() -> None:
@@ -50,6 +60,42 @@ def test_outcomes_are_those_of_the_contract() -> None:
 )
 def test_merge(held_final: bool, held_attempt: int, final: bool, attempt: int, expected: Merge) -> None:
     assert merge(held_final=held_final, held_attempt=held_attempt, final=final, attempt=attempt) is expected
+
+
+@pytest.mark.parametrize(("held", "new"), [(True, False), (False, True)])
+def test_an_answer_from_the_cache_and_one_of_a_call_are_not_the_same_sent_twice(
+    held: bool, new: bool
+) -> None:
+    standing = {"held_final": True, "held_attempt": 1, "final": True, "attempt": 1}
+    assert merge(**standing, held_cached=held, cached=new) is Merge.FILE  # type: ignore[arg-type]
+    assert merge(**standing, held_cached=held, cached=held) is Merge.SAME  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("address", "normal"),
+    [
+        ("http://Host.EXAMPLE/v1/", "http://host.example/v1"),
+        ("HTTPS://host:443/v1", "https://host/v1"),
+        ("http://host:80", "http://host"),
+        ("http://host:443/v1", "http://host:443/v1"),
+        ("https://[::1]:8443/V1?api-version=1", "https://[::1]:8443/V1?api-version=1"),
+    ],
+)
+def test_one_address_has_one_spelling(address: str, normal: str) -> None:
+    assert normal_address(address) == normal == normal_address(normal)
+
+
+def test_answers_are_told_apart_by_whose_they_are_and_which() -> None:
+    models = {
+        model_key(api, url, model)
+        for api in ("A", "B")
+        for url in ("http://h/v1", "https://h/v1", "http://h/v2")
+        for model in ("m", "m-2")
+    }
+    assert len(models) == 12
+    assert model_key("A", "http://h", '/v1", "m') != model_key("A", "http://h/v1", "m")
+    requests = {request_key(digest * 64, trial) for digest in "ab" for trial in range(3)}
+    assert len(requests) == 6
 
 
 def arrive(attempts: list[tuple[int, Outcome]]) -> tuple[tuple[int, Outcome], set[int]]:
