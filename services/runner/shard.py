@@ -144,10 +144,9 @@ class ShardWork:
     async def _load_cached(self) -> None:
         """Have the scorer store what the response cache knows of this shard; its trials are held then."""
         trials = await self._trials(frozenset())
-        request = result_pb2.LoadCachedRequest(
-            lease=self._lease.signed,
-            request_digests=[self._harness.request_digest(trial) for trial in trials],
-        )
+        # Prompts can be long: off the event loop.
+        digests = await asyncio.to_thread(lambda: [self._harness.request_digest(trial) for trial in trials])
+        request = result_pb2.LoadCachedRequest(lease=self._lease.signed, request_digests=digests)
         try:
             answer = await self._records.LoadCached(request, timeout=_CACHE_SECONDS)
         except grpc.RpcError as failure:

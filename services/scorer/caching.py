@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import timedelta
 from functools import partial
@@ -100,30 +100,34 @@ class ResponseCache:
         metrics.CACHE_LOOKUPS.inc(len(wanted))
         loaded = 0
         for start in range(0, len(wanted), _AT_ONCE):
-            hits = await self._find(wanted[start : start + _AT_ONCE])
-            # Stored as they are judged: whoever asks again goes on from there.
-            async for batch in in_turns(self._threads, partial(_scored, claims, judge), hits):
-                await self._recorder.store(claims.run, batch)
-                loaded += len(batch)
+            async for hits in self._found(wanted[start : start + _AT_ONCE]):
+                # Stored as they are judged: whoever asks again goes on from there.
+                async for batch in in_turns(self._threads, partial(_scored, claims, judge), hits):
+                    await self._recorder.store(claims.run, batch)
+                    loaded += len(batch)
         return loaded
 
-    async def _find(self, wanted: Sequence[tuple[TrialKey, CacheKey]]) -> list[_Hit]:
+    async def _found(self, wanted: Sequence[tuple[TrialKey, CacheKey]]) -> AsyncIterator[list[_Hit]]:
+        """What there is of these: first the short answers together, then the long ones one by one."""
         model = wanted[0][1].model
         async with self._pool.acquire() as connection:
             found = await cache_store.find(
                 connection, model, {key.request for _, key in wanted}, self._max_age
             )
-        hits = []
-        for trial, key in wanted:
-            answer = found.get(key.request)
-            if answer is not None and (text := await self._text(key, answer)) is not None:
-                hits.append(_Hit(trial, answer, text))
-        return hits
+        hits = [(trial, key, found[key.request]) for trial, key in wanted if key.request in found]
+        yield [
+            _Hit(trial, answer, answer.response) for trial, _, answer in hits if answer.payload_digest is None
+        ]
+        for trial, key, answer in hits:
+            # An answer can be a hundred times as long as what is kept of it in a row.
+            if answer.payload_digest is not None:
+                text = await self._whole(key, answer)
+                if text is not None:
+                    yield [_Hit(trial, answer, text)]
 
-    async def _text(self, key: CacheKey, answer: CachedAnswer) -> str | None:
-        """The whole of an answer; None where it cannot be read any more, and then nobody is to find it again."""
-        if answer.payload_digest is None:
-            return answer.response
+    async def _whole(self, key: CacheKey, answer: CachedAnswer) -> str | None:
+        """A long answer; None where it cannot be read any more, and then nobody is to find it again."""
+        assert answer.payload_digest is not None
         payload = result_pb2.PayloadRef(digest=answer.payload_digest, size_bytes=answer.payload_bytes or 0)
         try:
             return await whole_response(self._objects, payload)

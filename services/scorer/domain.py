@@ -49,8 +49,11 @@ class CacheKey(NamedTuple):
     request: bytes
 
 
-def model_key(api: str, base_url: str, model_id: str) -> bytes:
-    """Whose answers these are: one model at one endpoint, however its address is written."""
+def model_key(api: int, base_url: str, model_id: str) -> bytes:
+    """Whose answers these are: one model at one endpoint, however its address is written.
+
+    :param api: what the endpoint speaks, by its number in the contract.
+    """
     return _sha256([api, normal_address(base_url), model_id])
 
 

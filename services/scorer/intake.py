@@ -243,8 +243,7 @@ def model_key_of(model: model_pb2.Model) -> bytes:
 
 def endpoint_key(api: model_pb2.Model.Api.ValueType, base_url: str, model_id: str) -> bytes:
     """Whose answers those of a model at an endpoint are."""
-    spoken = api or model_pb2.Model.API_OPENAI_CHAT
-    return model_key(model_pb2.Model.Api.Name(spoken), base_url, model_id)
+    return model_key(int(api or model_pb2.Model.API_OPENAI_CHAT), base_url, model_id)
 
 
 def prices_of(model: model_pb2.Model) -> Prices:

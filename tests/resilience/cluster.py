@@ -304,7 +304,7 @@ class Cluster:
 
     # What a client does.
 
-    def create(self, cases: int, *, trials: int = 1, seed: int = 7) -> str:
+    def create(self, cases: int, *, trials: int = 1, seed: int = 7, use_cache: bool = False) -> str:
         """Start a run of the first so many cases; returns its id. Repeats the request until it is answered."""
         request = run_pb2.CreateRunRequest(
             request_id=str(uuid.uuid4()),
@@ -313,6 +313,7 @@ class Cluster:
             trials=trials,
             seed=seed,
             selection=run_pb2.Selection(limit=cases),
+            use_cache=use_cache,
         )
         run: run_pb2.Run = self.call(lambda channel: run_pb2_grpc.RunServiceStub(channel).CreateRun, request)
         return run.name

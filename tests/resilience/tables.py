@@ -35,7 +35,7 @@ SELECT count(*) AS recorded, count(*) FILTER (WHERE outcome > 5) AS faults,
 FROM scorer.results WHERE run_id = $1
 """
 _ANSWERED = """
-SELECT (SELECT count(*) FROM scorer.results WHERE run_id = $1 AND outcome <= 5)
+SELECT (SELECT count(*) FROM scorer.results WHERE run_id = $1 AND outcome <= 5 AND saved IS NULL)
      + (SELECT count(*) FROM scorer.attempts WHERE run_id = $1 AND outcome <= 5) AS answered
 """
 _HANGING = """
@@ -96,7 +96,7 @@ def check_left(cluster: Cluster, run: str) -> None:
 
 
 def answers_stored(cluster: Cluster, run: str) -> int:
-    """How many answers of the model are in the tables, those that came second included."""
+    """How many answers of the model to this run's calls are in the tables, those that came second included."""
     stored: int = cluster.query(_ANSWERED, run)[0]["answered"]
     return stored
 
@@ -104,7 +104,7 @@ def answers_stored(cluster: Cluster, run: str) -> int:
 class Observed:
     """One run from its start to its end, with all that must hold afterwards."""
 
-    def __init__(self, cluster: Cluster, cases: int, *, trials: int = 1) -> None:
+    def __init__(self, cluster: Cluster, cases: int, *, trials: int = 1, use_cache: bool = False) -> None:
         self.cluster = cluster
         self.cases = cases
         self.trials = trials
@@ -112,7 +112,7 @@ class Observed:
         """How many calls may be repeated: those that were in flight in runners that were lost."""
         self.started = time.monotonic()
         cluster.model.reset()
-        self.run = cluster.create(cases, trials=trials)
+        self.run = cluster.create(cases, trials=trials, use_cache=use_cache)
 
     @property
     def planned(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -14,7 +15,10 @@ from aiohttp import web
 from benchgen.errors import FailedPrecondition, InvalidInput, PermissionDenied
 from benchgen.eval.v1 import environment_pb2, model_pb2, result_pb2, run_pb2
 from services.common.auth import Scope
+from services.common.objects import Bucket, ObjectStore
 from services.common.signing import Signer
+from services.scorer.payloads import payload_key
+from tests import conftest
 from tests.integration.runner.bench import Bench, completion
 from tests.integration.runner.support import until
 from tests.integration.scorer.support import (
@@ -23,6 +27,7 @@ from tests.integration.scorer.support import (
     answer,
     claims_of,
     new_seed,
+    object_settings,
     refusal,
 )
 
@@ -264,6 +269,32 @@ async def test_a_long_answer_is_judged_whole_and_outlives_its_run(bench: Bench) 
     assert await bench.passed(again.run) == (5, 5)
     result = (await bench.scorer.list(again.run)).results[3]
     assert result.payload.size_bytes > 70_000
+
+
+async def test_a_long_answer_that_is_lost_is_asked_for_again(
+    bench: Bench, buckets: conftest.ObjectStore
+) -> None:
+    async def bend(number: int) -> web.Response | None:
+        return completion(" " * 70_000 + f"{2 * number} {bench.url}") if number in (2, 3) else None
+
+    bench.endpoint.bend = bend
+    first = spec_of(bench, cases=5)
+    await done(bench, first)
+    lost = (await bench.scorer.list(first.run)).results[3].payload.digest
+    async with ObjectStore(object_settings(buckets, "scorer")) as objects:
+        later = datetime.now(UTC) + timedelta(minutes=5)
+        await objects.remove_unless_newer(Bucket.PAYLOADS, payload_key(lost), later)
+    bench.endpoint.bend = None
+    assert await done(bench, spec_of(bench, cases=5)) == 1
+    again = spec_of(bench, cases=5)
+    assert await done(bench, again) == 0
+    assert [len(row.response) > 70 for row in await rows(bench, again.run)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 async def test_runs_that_ask_the_same_at_once_agree_afterwards(bench: Bench) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import random
 import secrets
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import asyncpg
@@ -16,13 +17,16 @@ import pytest
 from services.common import db
 from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
+from services.common.parts import CaseReader
 from services.scorer import app, cache_store, store
 from services.scorer.cache_store import CachedAnswer
+from services.scorer.caching import ResponseCache
 from services.scorer.domain import CacheKey, ScoredRecord
 from services.scorer.payloads import payload_key
+from services.scorer.recorder import Recorder
 from services.scorer.removal import Remover
 from tests import conftest
-from tests.integration.scorer.support import object_settings
+from tests.integration.scorer.support import Environment, claims_of, object_settings
 from tests.integration.scorer.test_store import item, new_run
 
 DAY = timedelta(days=1)
@@ -108,6 +112,26 @@ async def test_old_answers_are_not_given_and_then_gone(pool: asyncpg.Pool) -> No
         assert await cache_store.expire(connection, DAY) >= 1
     assert await found(pool, model, 1, age=3 * DAY) == {}
     assert len(await found(pool, other, 2)) == 1
+
+
+async def test_no_days_turn_it_off_and_empty_it(
+    pool: asyncpg.Pool, objects: ObjectStore, environment: Environment
+) -> None:
+    model = new_model()
+    await put(pool, await new_run(pool), kept(model, 1))
+    claims = claims_of(environment.spec(cases=3, use_cache=True))
+
+    def cache(days: float) -> ResponseCache:
+        inputs = CaseReader(Bucket.INPUTS, objects, None)
+        return ResponseCache(pool, Recorder(pool), inputs, objects, threads, timedelta(days=days))
+
+    with ThreadPoolExecutor(1) as threads:
+        assert len(await cache(1).requests(claims)) == 3
+        assert await cache(0).requests(claims) == {}
+        await cache(1).expire()
+        assert len(await found(pool, model, 1)) == 1
+        await cache(0).expire()
+    assert await found(pool, model, 1) == {}
 
 
 async def test_an_object_stays_as_long_as_cache_or_results_name_it(
