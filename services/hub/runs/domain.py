@@ -36,6 +36,8 @@ FAULTS_BEFORE_SPLIT = 2
 """A shard of several trials whose lease ended in a fault this often is split."""
 MOST_FAULTS = 3
 """A single trial whose lease ended in a fault this often is given up."""
+ATTEMPTS_EXCUSED = 20
+"""From this attempt on it is a fault also when a lease runs out under a runner that lives."""
 _MOST_PARTS = 16
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -355,9 +357,14 @@ def complete(shard: LeaseView, runner: RunnerId, attempt: int) -> bool:
     return True
 
 
-def faults_after_expiry(run_state: RunState, faults: int) -> int:
-    """How many faults a shard has had when its lease ran out: a holder of a run that stands is right to let it."""
-    return faults + int(run_state in LEASABLE)
+def faults_after_expiry(run_state: RunState, faults: int, *, attempt: int, alive: bool) -> int:
+    """How many faults a shard has had when its lease ran out.
+
+    A holder of a run that stands is right to let it. One that lives is slow, or was not heard: no trial has killed it.
+    Only after many attempts that ended so is something wrong with the shard.
+    """
+    excused = run_state not in LEASABLE or (alive and attempt < ATTEMPTS_EXCUSED)
+    return faults + int(not excused)
 
 
 class Following(StrEnum):

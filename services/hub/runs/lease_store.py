@@ -66,6 +66,8 @@ class Expired:
     faults: int
     runner: RunnerId
     run_state: RunState
+    alive: bool
+    """Whether its holder was heard of since it missed a renewal."""
 
 
 async def situation(
@@ -183,8 +185,8 @@ async def pools_with_expired(conn: Conn) -> list[Pool]:
     return [Pool(row["pool"]) for row in await conn.fetch(SQL["pools_with_expired"])]
 
 
-async def expired(conn: Conn, pool: Pool) -> list[Expired]:
-    """Leases that have run out."""
+async def expired(conn: Conn, pool: Pool, duration: timedelta) -> list[Expired]:
+    """Leases of that duration that have run out."""
     return [
         Expired(
             ShardId(RunId(row["run_id"]), row["number"]),
@@ -194,8 +196,9 @@ async def expired(conn: Conn, pool: Pool) -> list[Expired]:
             row["faults"],
             RunnerId(row["runner"]),
             RunState(row["run_state"]),
+            row["alive"],
         )
-        for row in await conn.fetch(SQL["expired"], pool)
+        for row in await conn.fetch(SQL["expired"], pool, duration)
     ]
 
 

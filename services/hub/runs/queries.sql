@@ -328,8 +328,10 @@ UNION
 SELECT pool FROM permits WHERE free_at < statement_timestamp()
 
 -- name: expired
-SELECT s.run_id, s.number, s.first, s.count, s.attempt, s.faults, s.runner, r.state AS run_state
-FROM shards s JOIN runs r ON r.id = s.run_id
+-- A holder that was heard of when it had missed a renewal lives: who dies is not heard of so long after its last one.
+SELECT s.run_id, s.number, s.first, s.count, s.attempt, s.faults, s.runner, r.state AS run_state,
+       coalesce(n.seen_at > s.expires_at - $2::interval / 3, false) AS alive
+FROM shards s JOIN runs r ON r.id = s.run_id LEFT JOIN runners n ON n.id = s.runner
 WHERE s.pool = $1 AND s.state = 'RUNNING' AND s.expires_at < statement_timestamp()
 
 -- name: runs_to_seal

@@ -57,16 +57,24 @@ class Reaper:
     async def _reap(self, pool: Pool) -> None:
         runs: set[RunId] = set()
         async with self._locks.hold(pool) as conn:
-            for lease in await lease_store.expired(conn, pool):
+            for lease in await lease_store.expired(conn, pool, self._leases.duration):
                 runs.add(lease.id.run)
                 metrics.LEASE_ENDS.labels("expired").inc()
-                log.info("lease.expired", shard=str(lease.id), attempt=lease.attempt, runner=lease.runner)
+                log.info(
+                    "lease.expired",
+                    shard=str(lease.id),
+                    attempt=lease.attempt,
+                    runner=lease.runner,
+                    runner_alive=lease.alive,
+                )
                 await self._leases.take_back(
                     conn,
                     lease,
                     lease.attempt,
                     lease.run_state,
-                    faults=faults_after_expiry(lease.run_state, lease.faults),
+                    faults=faults_after_expiry(
+                        lease.run_state, lease.faults, attempt=lease.attempt, alive=lease.alive
+                    ),
                     reason=f"the lease of runner {lease.runner} ran out",
                     holder=lease.runner,
                 )

@@ -204,7 +204,7 @@ async def test_plans_use_the_indexes(hub: Hub) -> None:
             ("ring_again", ("gpt", second, 20)),
             ("runners", (second,)),
             ("pools_with_expired", ()),
-            ("expired", ("gpt",)),
+            ("expired", ("gpt", second)),
             ("lease_view", (run.name, 7, "a", second, 30.0)),
             ("shards_to_load", ("builtin/loaded", 4)),
             ("runners_of", ("gpt", run.name)),

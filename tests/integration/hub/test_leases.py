@@ -326,6 +326,19 @@ async def test_a_runner_that_dies_three_times_of_a_trial_ends_it(hub: Hub) -> No
     assert (row["state"], row["reason"]) == ("ABANDONED", "the lease of runner c ran out")
 
 
+async def test_leases_that_run_out_under_a_runner_that_lives_are_no_faults(hub: Hub) -> None:
+    run = await hub.create(10)
+    for attempt in range(1, 6):
+        held = await hub.lease(shard(run), f"r{attempt}")
+        assert held.claims.attempt == attempt
+        await expire(hub, run)
+        # Slow, or not heard; but it is there.
+        await hub.keep(f"r{attempt}")
+        await hub.reaper.step()
+        assert await states(hub, run) == {"PENDING": 1}
+    assert (await hub.shards(run.name))[0]["faults"] == 0
+
+
 def trials_of(claims: lease_pb2.LeaseClaims) -> list[tuple[int, int]]:
     """The positions and repeats that a lease is for."""
     repeats, first = claims.spec.trials, claims.first

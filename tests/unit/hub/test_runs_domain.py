@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 from services.hub.runs.domain import (
+    ATTEMPTS_EXCUSED,
     ENDED,
     ENDS_EPOCH,
     FAULTS_BEFORE_SPLIT,
@@ -139,7 +140,14 @@ def test_only_what_has_ended_can_be_removed(state: RunState) -> None:
 
 @given(STATES, st.integers(0, 5))
 def test_a_lease_that_runs_out_counts_while_the_run_goes_on(state: RunState, faults: int) -> None:
-    assert faults_after_expiry(state, faults) - faults == (state in (RunState.QUEUED, RunState.RUNNING))
+    found = faults_after_expiry(state, faults, attempt=1, alive=False) - faults
+    assert found == (state in (RunState.QUEUED, RunState.RUNNING))
+
+
+@given(st.integers(0, 5))
+def test_a_runner_that_lives_was_not_killed_by_a_trial(faults: int) -> None:
+    assert faults_after_expiry(RunState.RUNNING, faults, attempt=3, alive=True) == faults
+    assert faults_after_expiry(RunState.RUNNING, faults, attempt=ATTEMPTS_EXCUSED, alive=True) == faults + 1
 
 
 @given(STATES, EVENTS)
