@@ -53,6 +53,7 @@ MODEL = "counted"
 #: How many calls the model allows.
 CAP = 24
 
+ENDS = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
 POSTGRES_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 _START_SECONDS = 60.0
@@ -330,10 +331,18 @@ class Cluster:
         self.until(lambda: self.recorded(run) >= results, f"{results} results of {run}", within=within)
 
     def until_ended(self, run: str, *, within: float = SOON) -> run_pb2.Run:
-        """Wait for the end of a run."""
-        ends = (run_pb2.Run.STATE_SUCCEEDED, run_pb2.Run.STATE_FAILED, run_pb2.Run.STATE_CANCELLED)
-        self.until(lambda: self.get(run).state in ends, f"the end of {run}", within=within)
-        return self.get(run)
+        """Wait for the end of a run; so long from the last result on, where a slow machine makes it take long."""
+        deadline, seen = time.monotonic() + within, -1
+        while (now := self.get(run)).state not in ENDS:
+            if (recorded := self.recorded(run)) > seen:
+                deadline, seen = time.monotonic() + within, recorded
+            if time.monotonic() > deadline:
+                shards = self.query("SELECT * FROM hub.shards WHERE run_id = $1 AND ended_at IS NULL", run)
+                raise AssertionError(
+                    f"after {within:.0f} s without a result still waiting for {now}: {shards}"
+                )
+            time.sleep(0.05)
+        return now
 
     def until(self, check: Callable[[], bool], what: str, *, within: float = 20.0) -> None:
         """Wait until something is so."""
