@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Self
 
-from services.common.sandbox import launcher, seccomp, wire
+from services.common.sandbox import wire
+from services.common.sandbox.order import Order, order_for
 from services.common.sandbox.runtimes import Prefix, Runtimes
 from services.common.sandbox.types import Ended, Finished, Job, Limits, Mount, SandboxFailed, run
 
@@ -58,6 +59,9 @@ class Bubblewrap:
         if found.ended is not Ended.EXITED or found.stdout != b"works\n":
             words = found.stderr.decode(errors="replace").strip()[:500]
             raise SandboxFailed(f"a program that prints one line {found.describe()}: {words}")
+
+    async def sweep(self) -> None:
+        """Nothing: boxes die with their services, and all they have is in their memory."""
 
     @asynccontextmanager
     async def run(self, job: Job) -> AsyncIterator[_Running]:
@@ -164,7 +168,7 @@ class _Running:
         self._conversation = wire.Conversation(ours)
         self._errors, errors = os.pipe()
         try:
-            arguments = [str(python), "-I", "-S", "-E", "-B", "-c", wire.BOOTSTRAP, str(theirs.fileno())]
+            arguments = [str(python), "-I", "-S", "-E", "-B", "-c", wire.INHERITED, str(theirs.fileno())]
             self._process = subprocess.Popen(
                 [*command, *arguments],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
@@ -193,20 +197,12 @@ class _Running:
         with suppress(ProcessLookupError):
             self._first = os.pidfd_open(started.pid)
 
-    def _order(self, runtime: Prefix) -> launcher.Order:
-        job, limits, process = self._job, self._job.limits, self._process
-        assert process is not None
+    def _order(self, runtime: Prefix) -> Order:
+        assert self._process is not None
         own_users = os.geteuid() != 0
-        user = 1000 if own_users else _user_of(process.pid)
-        home = {"PATH": f"{runtime.path}/bin:{_PATH}", "HOME": "/tmp/home", "LANG": "C.UTF-8"}  # noqa: S108
-        return {
-            "argv": list(job.command), "env": {**home, **job.env}, "cwd": job.cwd,
-            "folders": list(job.folders), "collect": list(job.collect), "stdin": bytes(job.stdin),
-            "port": job.port or 0, "uid": user, "own_users": own_users, "filter": seccomp.program(),
-            "etc": _etc(user), "wall": limits.wall_seconds, "cpu": limits.cpu_seconds, "memory": limits.memory_bytes,
-            "processes": limits.processes, "file": limits.file_bytes, "disk": limits.disk_bytes,
-            "inodes": wire.INODES, "output": limits.output_bytes, "entries": wire.MOST_FILES, "groups": [],
-        }  # fmt: skip
+        user = 1000 if own_users else _user_of(self._process.pid)
+        path = {"PATH": f"{runtime.path}/bin:{_PATH}"}
+        return order_for(self._job, uid=user, env=path, etc=_etc(user), own_users=own_users, contained=False)
 
     async def wait(self) -> Finished:
         """Wait until every process of the box is dead, and take what it made."""

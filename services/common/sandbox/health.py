@@ -12,28 +12,31 @@ log = structlog.get_logger()
 
 USABLE = Gauge("benchgen_sandbox_usable", "Whether programs can be run here; 0 refuses them.", ["provider"])
 
-_EVERY_SECONDS = 60.0
+_EVERY_SECONDS = 15.0
 
 
 def watch(process: Process, provider: Provider) -> None:
-    """Look at once and then every minute, until a box could be made."""
+    """Look until a box can be made; sweep as long as the process lives."""
     usable = False
 
     async def look() -> None:
         nonlocal usable
-        if usable:
-            return
         try:
-            await provider.check()
+            if not usable:
+                await provider.check()
+            await provider.sweep()
         except SandboxFailed as error:
-            USABLE.labels(provider.name).set(0)
-            if process.notes.get("sandbox") != f"programs are refused: {error}":
+            note = f"programs are refused: {error}"
+            if process.notes.get("sandbox") != note:
                 log.warning("sandbox.unusable", provider=provider.name, error=str(error))
-            process.notes["sandbox"] = f"programs are refused: {error}"
+            process.notes["sandbox"] = note
+            USABLE.labels(provider.name).set(0)
+            usable = False
             return
-        usable = True
-        USABLE.labels(provider.name).set(1)
-        process.notes["sandbox"] = provider.name
-        log.info("sandbox.usable", provider=provider.name)
+        if not usable:
+            process.notes["sandbox"] = "programs can be run"
+            log.info("sandbox.usable", provider=provider.name)
+            USABLE.labels(provider.name).set(1)
+            usable = True
 
     process.loop("sandbox", look, every=_EVERY_SECONDS)

@@ -4,6 +4,8 @@ Runs inside the namespaces that bubblewrap made, as process 1: when it ends, the
 box. It is sent to the box as compiled code over its control socket and must start fast: it imports nothing but small
 parts of the standard library, nothing of ours, and no module that takes milliseconds.
 
+In a container the engine has done the mounting, and the rest is the same.
+
 The conversation over the control socket (``wire.py`` is the other side). Numbers are 8 bytes, little-endian:
 
 1. in: this code; the job, by ``marshal``; files as ``path length, mode, size, path, content``, ended by a length of 0;
@@ -26,34 +28,13 @@ import select
 import stat
 import sys
 import time
-from typing import BinaryIO, NoReturn, TypedDict
 
+# Known to type checkers by its name; the module `typing` takes longer to load than everything else here.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import BinaryIO, NoReturn
 
-class Order(TypedDict):
-    """The job as it is sent."""
-
-    argv: list[str]
-    env: dict[str, str]
-    cwd: str
-    folders: list[str]
-    collect: list[str]
-    stdin: bytes
-    port: int
-    uid: int
-    own_users: bool
-    filter: bytes
-    etc: dict[str, bytes]
-    wall: float
-    cpu: float
-    memory: int
-    processes: int
-    file: int
-    disk: int
-    inodes: int
-    output: int
-    entries: int
-    groups: list[int]
-
+    from services.common.sandbox.order import Order
 
 # Why the program ended, as `wire.py` reads it.
 EXITED, SIGNALLED, WALL, CPU, MEMORY, OUTPUT = range(6)
@@ -159,9 +140,6 @@ def _make_disk(order: Order) -> None:
         _mount(part, target, None, _MS_BIND)
     _call("umount2", _STAGING.encode(), ctypes.c_int(_MNT_DETACH))
     os.rmdir(_STAGING)
-    os.mkdir("/tmp/home")  # noqa: S108
-    if not order["own_users"]:
-        os.chown("/tmp/home", order["uid"], order["uid"])  # noqa: S108
     os.symlink("/tmp", "/var/tmp")  # noqa: S108
 
 
@@ -233,8 +211,6 @@ def _become_program(order: Order, ready: int, go: int, streams: tuple[int, int, 
     """In the child: give up everything, wait for the word, become the program."""
     try:
         os.setsid()
-        for group in order["groups"]:
-            os.write(group, b"0")
         _limit(order)
         if order["own_users"]:
             _call("unshare", ctypes.c_int(_CLONE_NEWUSER))
@@ -475,12 +451,15 @@ def _sizes(text: bytes, names: tuple[bytes, ...]) -> int:
 
 def _proportional(pid: str) -> int:
     try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            memory = _sizes(file.read(), (b"Pss:", b"SwapPss"))
         with open(f"/proc/{pid}/status", "rb") as file:
-            return memory + _sizes(file.read(), (b"VmPTE",))
+            status = file.read()
     except OSError:
-        return 0
+        return 0  # it has just ended
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return _sizes(file.read(), (b"Pss:", b"SwapPss")) + _sizes(status, (b"VmPTE",))
+    except OSError:
+        return _sizes(status, (b"VmRSS", b"VmSwap", b"VmPTE"))
 
 
 # -- handing out ----------------------------------------------------------------------------------------------------
@@ -550,9 +529,16 @@ class _Collector:
 def _prepare(control: BinaryIO, order: Order) -> None:
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    for folder in ("/etc", "/var", "/run"):
-        os.makedirs(folder, exist_ok=True)
-    _make_disk(order)
+    if order["contained"]:
+        for folder in order["folders"]:
+            os.chown(folder, order["uid"], order["uid"])
+    else:
+        for folder in ("/etc", "/var", "/run"):
+            os.makedirs(folder, exist_ok=True)
+        _make_disk(order)
+    os.mkdir("/tmp/home")  # noqa: S108
+    if not order["own_users"]:
+        os.chown("/tmp/home", order["uid"], order["uid"])  # noqa: S108
     _fill(control, order)
 
 
@@ -560,6 +546,8 @@ def main(control: BinaryIO) -> None:
     """Prepare, run, guard, hand out."""
     import marshal
 
+    if os.getpid() != 1:
+        os._exit(1)  # killing "everything" would not end at the box
     os.umask(0o022)
     order: Order = marshal.loads(_read(control, _number(control)))  # noqa: S302 - from our own service
     try:
@@ -569,11 +557,12 @@ def main(control: BinaryIO) -> None:
         child = os.fork()
         if child == 0:
             _become_program(order, say_ready, go, (stdin, stdout, stderr))
-        for end in (stdin, stdout, stderr, say_ready, go, *order["groups"]):
+        for end in (stdin, stdout, stderr, say_ready, go):
             os.close(end)
         if (word := os.read(ready, 4096)) != b"+":
             raise OSError(errno.EPERM, word.decode(errors="replace") or "the program's process died")
-        _freeze()
+        if not order["contained"]:
+            _freeze()
         _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
         _keep_capabilities(_KEPT)
         _start(control, order)

@@ -37,7 +37,7 @@ def read_runtimes(text: str) -> dict[str, str]:
     """Read ``BENCHGEN_RUNTIMES``.
 
     :param text: a JSON object. Names are names of runtimes or of images that bundles ask for, or ``*`` for all others;
-        values are an absolute path, ``container:IMAGE``, or another name.
+        values are an absolute path, ``container:IMAGE`` (``container:*``: the image of that name), or another name.
     :raises ValueError: says what was expected and found; all problems at once.
     """
     try:
@@ -87,7 +87,8 @@ class Runtimes:
             seen.add(found)
             value = found
         if value.startswith(_CONTAINER):
-            return Image(value.removeprefix(_CONTAINER))
+            image = value.removeprefix(_CONTAINER)
+            return Image(name if image == _ANY else image)
         if not Path(value).is_dir():
             hint = ": `make setup` makes it" if value == str(_DEFAULT) else ""
             raise SandboxFailed(f"the runtime {name!r} is not there: no folder {value}{hint}")

@@ -196,6 +196,9 @@ class Provider(Protocol):
         :raises SandboxFailed: they cannot; says why and what would help.
         """
 
+    async def sweep(self) -> None:
+        """Remove what services that died have left, if boxes can leave anything."""
+
     def run(self, job: Job) -> AbstractAsyncContextManager[Running]:
         """Make a box and start the program.
 

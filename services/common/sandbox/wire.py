@@ -18,12 +18,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
 from services.common.sandbox import launcher
+from services.common.sandbox.order import MOST_FILES, Order
 from services.common.sandbox.types import Ended, Finished, Job, SandboxFailed
-
-#: What one box may leave behind for us: so many files.
-MOST_FILES = 10_000
-#: What one box may have: so many files and folders. Each takes about a kilobyte of the kernel's memory.
-INODES = 32_768
 
 _ENDED = {
     launcher.EXITED: Ended.EXITED,
@@ -35,10 +31,16 @@ _ENDED = {
 }
 _CHUNK = 1 << 20
 _SPOOL_BYTES = 1 << 20
-#: Python reads the launcher from the control socket; nothing of it lies in the box.
-BOOTSTRAP = (
-    "import marshal,os,sys;c=os.fdopen(int(sys.argv[1]),'rb',closefd=False);n={'__name__':'launcher'};"
+#: Python reads the launcher from the control socket; nothing of it lies in the box. ``f`` is that socket.
+_BOOTSTRAP = (
+    "c=os.fdopen(f,'rb',closefd=False);n={'__name__':'launcher'};"
     "exec(marshal.loads(c.read(int.from_bytes(c.read(8),'little'))),n);n['main'](c)"
+)
+#: For a socket that is inherited, named by its number.
+INHERITED = "import marshal,os,sys;f=int(sys.argv[1]);" + _BOOTSTRAP
+#: For one that is connected to, named by its path.
+CONNECTED = (
+    "import marshal,os,sys,_socket;s=_socket.socket(1,1);s.connect(sys.argv[1]);f=s.detach();" + _BOOTSTRAP
 )
 
 
@@ -58,7 +60,7 @@ def _code() -> bytes:
     return marshal.dumps(compile(source, "<launcher>", "exec", dont_inherit=True, optimize=2))
 
 
-def outgoing(job: Job, order: launcher.Order) -> Iterator[bytes]:
+def outgoing(job: Job, order: Order) -> Iterator[bytes]:
     """All that the launcher reads, in pieces."""
     packed = marshal.dumps(cast(dict[str, Any], order))
     code = _code()
@@ -101,7 +103,7 @@ class Conversation:
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
 
-    async def send(self, job: Job, order: launcher.Order) -> None:
+    async def send(self, job: Job, order: Order) -> None:
         """Send code, job and files. A launcher that gives up early says why in what is read next."""
         try:
             for piece in outgoing(job, order):

@@ -19,6 +19,7 @@ def test_names_lead_to_folders_and_images(tmp_path: Path) -> None:
     assert runtimes.find("other") == Image("org/image:1")
     with pytest.raises(SandboxFailed, match=r"no runtime 'perl' \(known: default, far, other, py39, r\)"):
         runtimes.find("perl")
+    assert Runtimes({"*": "container:*"}).find("org/image:2") == Image("org/image:2")
     assert Runtimes({"*": "default"}, default=tmp_path).find("perl") == Prefix(tmp_path)
 
 
