@@ -14,6 +14,7 @@ import structlog
 from services.common.models.limiter import AdaptiveLimit
 from services.runner import metrics
 from services.runner.harness.chat import Trial
+from services.runner.streaks import Streaks
 
 log = structlog.get_logger()
 
@@ -137,12 +138,15 @@ class Lane:
         self.calls = metrics.calls_of(name)
         self.shards = 0
         """How many leases this lane works for."""
+        self._idle_since = monotonic()
         self.hub_turn = asyncio.Lock()
         """Held during every exchange with the hub about permits, so that answers are applied in order."""
         self.unstored = 0
         """How many results have been made and not been acknowledged by the scorer."""
         self.permits_version = 0
         """Which number of permits is the newest that was heard of."""
+        self.streaks = Streaks()
+        """How the trials of each run have ended here."""
         # When the last lease ends, and when its calls end that go on without one.
         self._until = math.inf
         self._calls_end = math.inf
@@ -156,6 +160,16 @@ class Lane:
     def waiting(self) -> int:
         """How many trials have not been started."""
         return sum(len(shard.waiting) for shards in self._by_run.values() for shard in shards)
+
+    @property
+    def idle_for(self) -> float:
+        """For how long it has worked for no lease, seconds."""
+        return 0.0 if self.shards else monotonic() - self._idle_since
+
+    def leave(self) -> None:
+        """One lease less to work for."""
+        self.shards -= 1
+        self._idle_since = monotonic()
 
     @property
     def permits_in_use(self) -> int:

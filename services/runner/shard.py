@@ -53,6 +53,7 @@ class ShardWork:
         spec = self._claims.spec
         subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note)
         self._harness = ChatHarness(subject, spec.generation, spec.seed, names_requests=spec.use_cache)
+        self._streak = self._lane.streaks.of(self._claims.run, self._claims.epoch)
         # The trial whose call is traced, and the span that it belongs to: lanes work in contexts of their own.
         self._sampled: Trial | None = None
         self._trace = tracing.traceparent()
@@ -77,6 +78,7 @@ class ShardWork:
             stream,
             carrier,
         ):
+            self._streak.answered |= bool(stream.held)
             trials = await until_available(lambda: self._trials(stream.held), wanted)
             if not wanted():
                 return not trials
@@ -160,6 +162,22 @@ class ShardWork:
 
     async def _execute(self, trial: Trial, stream: RecordStream) -> None:
         """Work off one trial. What breaks on it ends this trial, and no other."""
+        number = self._streak.begin()
+        try:
+            result = await self._ask(trial)
+            reason = self._streak.end(number, result)
+        finally:
+            self._streak.drop(number)
+        self._lane.unstored += 1
+        stream.add(result)
+        if reason is not None:
+            raise PermanentFault(reason)
+
+    async def _ask(self, trial: Trial) -> result_pb2.TrialResult:
+        """Have one trial answered.
+
+        :raises PermanentFault: the provider refuses for good.
+        """
         try:
             answer = await (
                 self._harness.run(trial) if trial is not self._sampled else self._traced_run(trial)
@@ -177,8 +195,7 @@ class ShardWork:
                 log.exception("payload.broke", shard=self._claims.shard, case=trial.case_id)
                 reason = f"the answer could not be stored: {said(error)}"
                 result = broken(trial, reason, calls=result.calls)
-        self._lane.unstored += 1
-        stream.add(result)
+        return result
 
     async def _traced_run(self, trial: Trial) -> tuple[result_pb2.TrialResult, Payload | None] | Fault:
         case, number = trial.case_id, trial.trial

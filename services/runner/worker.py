@@ -44,10 +44,13 @@ log = structlog.get_logger()
 _Reason = lease_pb2.ReleaseShardRequest
 
 #: A runner with work lets others hear the next ring first; one with plenty listens only now and then, because the
-#: next ring may be for another model.
+#: next ring may be for another model. The more shards it holds the longer it waits: what it holds nobody else can take.
 _COURTESY_S = 0.01
 _PLENTY_S = 0.25
+_LONGEST_PLENTY_S = 1.5
 _RING_WAIT_S = 5.0
+#: How long a model without shards is remembered, and with it how many calls its endpoint bears.
+_REMEMBERED_S = 60.0
 
 #: Between two tries to lease a shard while the hub is away.
 _FIRST_PAUSE_S = 0.2
@@ -114,7 +117,7 @@ class Worker:
             await self._ended.wait()
             return
         if self._tasks:
-            until = monotonic() + _PLENTY_S
+            until = monotonic() + min(_PLENTY_S * len(self._tasks), _LONGEST_PLENTY_S)
             await self._process.sleep(_COURTESY_S)
             while self._has_plenty() and monotonic() < until:
                 await self._process.sleep(_COURTESY_S)
@@ -132,11 +135,14 @@ class Worker:
 
     async def measure(self) -> Sequence[Metric]:
         """How it stands, for whoever asks for metrics."""
-        return metrics.measure(len(self._tasks), self._shards, self._lanes.values())
+        return metrics.measure(len(self._tasks), self._shards, self._busy_lanes())
 
     def _has_plenty(self) -> bool:
         """Whether every model that this runner works for has trials waiting for some time to come."""
-        return all(lane.waiting >= 2 * max(lane.limit.allowed, 1) for lane in self._lanes.values())
+        return all(lane.waiting >= 2 * max(lane.limit.allowed, 1) for lane in self._busy_lanes())
+
+    def _busy_lanes(self) -> list[Lane]:
+        return [lane for lane in self._lanes.values() if lane.shards]
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -178,9 +184,7 @@ class Worker:
         try:
             await self._work(lease)
         finally:
-            lease.lane.shards -= 1
-            if not lease.lane.shards:
-                self._lanes.pop(lease.lane.name, None)
+            lease.lane.leave()
 
     async def _lease(self, shard: str) -> HeldLease:
         request = lease_pb2.LeaseShardRequest(request_id=str(uuid.uuid4()), shard=shard, runner=self.name)
@@ -205,11 +209,16 @@ class Worker:
         claims = lease_pb2.LeaseClaims.FromString(answer.lease.claims)
         # Permits belong to the model, whatever parameters a built-in one is given.
         name = claims.spec.subject.model.name.partition("?")[0]
-        lane = self._lanes.setdefault(name, Lane(name))
+        lane = self._lane(name)
         lane.shards += 1
         lane.set_permits(answer.permits, answer.permits_version)
         duration = self._lease_seconds = answer.duration.ToTimedelta().total_seconds()
         return HeldLease(claims, answer.lease, lane, duration, sent + duration)
+
+    def _lane(self, name: str) -> Lane:
+        """The lane of a model. What one has learned about its endpoint is forgotten when it has been idle for long."""
+        self._lanes = {other: lane for other, lane in self._lanes.items() if lane.idle_for < _REMEMBERED_S}
+        return self._lanes.setdefault(name, Lane(name))
 
     async def _work(self, lease: HeldLease) -> None:
         claims = lease.claims

@@ -162,5 +162,5 @@ async def test_the_limit_is_kept_and_learns() -> None:
     assert all(isinstance(one.result, Reply) for one in ended)
     assert most == 6
     assert min(allowed) == 5
-    assert limit.allowed == 6
+    assert limit.allowed == 5
     assert sum(len(one.calls) for one in ended) == 41

@@ -176,8 +176,17 @@ class Node:
 class Cluster:
     """All processes, the edges between them, and what a client does."""
 
-    def __init__(self, folder: Path, *, runners: int = 2, hubs: int = 2, scorers: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        runners: int = 2,
+        hubs: int = 2,
+        scorers: int = 2,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self.folder = folder
+        self._lease_seconds = lease_seconds
         self.background = Background()
         self.model = ModelServer(self.background)
         self.edges: dict[str, Edge] = {}
@@ -241,7 +250,7 @@ class Cluster:
         environment = {
             "TMPDIR": str(temporary),
             "BENCHGEN_CACHE_DIR": str(cache),
-            "BENCHGEN_LEASE_SECONDS": str(LEASE_SECONDS),
+            "BENCHGEN_LEASE_SECONDS": str(self._lease_seconds),
             "BENCHGEN_RING_SECONDS": str(RING_SECONDS),
             "BENCHGEN_RUNNER_SHARDS": "8",
         }
@@ -264,7 +273,7 @@ class Cluster:
         for node in services:
             node.wait_ready()
         self._publish()
-        self._register_model()
+        self.register_model(MODEL, self.model.url)
 
     def restore(self) -> None:
         """Heal every edge, thaw what is frozen, start what is dead, and wait until all of it works."""
@@ -305,14 +314,24 @@ class Cluster:
 
     # What a client does.
 
-    def create(self, cases: int, *, trials: int = 1, seed: int = 7, use_cache: bool = False) -> str:
+    def create(
+        self,
+        cases: int,
+        *,
+        trials: int = 1,
+        seed: int = 7,
+        model: str = MODEL,
+        priority: int = 0,
+        use_cache: bool = False,
+    ) -> str:
         """Start a run of the first so many cases; returns its id. Repeats the request until it is answered."""
         request = run_pb2.CreateRunRequest(
             request_id=str(uuid.uuid4()),
             environment=ENVIRONMENT,
-            model=MODEL,
+            model=model,
             trials=trials,
             seed=seed,
+            priority=priority,
             selection=run_pb2.Selection(limit=cases),
             use_cache=use_cache,
         )
@@ -325,6 +344,12 @@ class Cluster:
             lambda channel: run_pb2_grpc.RunServiceStub(channel).GetRun, run_pb2.GetRunRequest(name=run)
         )
         return found
+
+    def cancel(self, run: str) -> None:
+        """Stop a run for good, and wait for its end."""
+        request = run_pb2.CancelRunRequest(name=run)
+        self.call(lambda channel: run_pb2_grpc.RunServiceStub(channel).CancelRun, request)
+        self.until_ended(run)
 
     def until_recorded(self, run: str, results: int, *, within: float = 60.0) -> None:
         """Wait until so many results of a run are stored."""
@@ -447,13 +472,14 @@ class Cluster:
 
         self.until(published, "the environment", within=60)
 
-    def _register_model(self) -> None:
+    def register_model(self, name: str, url: str, *, cap: int = CAP) -> None:
+        """Register an endpoint that may get so many calls at once."""
         model = model_pb2.Model(
-            name=MODEL,
-            base_url=self.model.url,
+            name=name,
+            base_url=url,
             model_id="counted",
             api=model_pb2.Model.API_OPENAI_CHAT,
-            max_concurrency=CAP,
+            max_concurrency=cap,
             price=model_pb2.Price(input_usd_per_mtok="1", output_usd_per_mtok="2"),
         )
         request = model_pb2.CreateModelRequest(request_id=str(uuid.uuid4()), model=model)

@@ -7,9 +7,11 @@ Measured: the library's own cost dominates, so nothing is built per request that
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Mapping
-from time import perf_counter
+from dataclasses import replace
+from time import perf_counter, time
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -20,14 +22,23 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from services.common.models.faults import fault_of_error, fault_of_status, request_id_of, scrub
-from services.common.models.replies import ErrorBody, Timing, parse_reply, read_json
+from services.common.models.rates import used_up
+from services.common.models.replies import ErrorBody, Timing, Unreadable, parse_reply, read_json
+from services.common.models.streams import completion_of, is_stream
 from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply
 
 log = structlog.get_logger()
 
-MAX_BODY_BYTES = 32 * 1024 * 1024
+MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_ERROR_BYTES = 256 * 1024
 _KEPT_ENDPOINTS = 256
+#: Bodies that are larger than this are read a few at a time: memory is bounded also when every reply is enormous.
+_LARGE_BYTES = 512 * 1024
+_LARGE_AT_ONCE = 8
+#: A peer that does not even acknowledge is gone after so long: a machine or a link that died without a word. One that
+#: acknowledges and thinks has its own time.
+_GONE_S = 30
+_PROBE_S = 10
 
 
 class _Prepared(NamedTuple):
@@ -55,6 +66,7 @@ class ModelClient:
         self._max_body_bytes = max_body_bytes
         self._ssl_context = ssl_context
         self._prepared: dict[Endpoint, _Prepared] = {}
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -63,6 +75,7 @@ class ModelClient:
             keepalive_timeout=30,
             ttl_dns_cache=60,
             ssl=self._ssl_context if self._ssl_context is not None else True,
+            socket_factory=_watched_socket,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -124,7 +137,7 @@ class ModelClient:
         """Read the body within its bound and turn it into a reply or a fault."""
         status, headers = response.status, response.headers
         limit = self._max_body_bytes if status == 200 else MAX_ERROR_BYTES
-        body = await _bounded(response.content, limit)
+        body = await self._bounded(response.content, limit)
         timing = Timing((started - start) * 1_000, (perf_counter() - start) * 1_000)
         if status != 200:
             return fault_of_status(endpoint, status, headers, body[:limit], timing)
@@ -132,6 +145,22 @@ class ModelClient:
             message = f"the reply is larger than {limit} bytes"
             return Fault(FaultKind.TOO_LARGE, message, status=status, latency_ms=timing.latency_ms)
         return _understand(endpoint, headers, body, timing)
+
+    async def _bounded(self, content: aiohttp.StreamReader, limit: int) -> bytes:
+        """Read a body, and at most a little more than ``limit`` bytes of it. Nearly all arrive in one piece."""
+        chunk = await content.readany()
+        if content.at_eof():
+            return chunk
+        chunks, size = [chunk], len(chunk)
+        while size <= min(limit, _LARGE_BYTES) and (chunk := await content.readany()):
+            chunks.append(chunk)
+            size += len(chunk)
+        if chunk and size <= limit:
+            async with self._large:
+                while size <= limit and (chunk := await content.readany()):
+                    chunks.append(chunk)
+                    size += len(chunk)
+        return b"".join(chunks)
 
     def _prepare(self, endpoint: Endpoint) -> _Prepared:
         """Build and keep what all requests of an endpoint share. Old endpoints are forgotten together."""
@@ -161,6 +190,17 @@ class ModelClient:
         return prepared
 
 
+def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices when the other side is gone without having said so."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_S * 1_000)
+    return made
+
+
 def _request_body(endpoint: Endpoint, request: ChatRequest) -> bytes:
     """Write the JSON body. Raises TypeError for what JSON cannot hold."""
     payload: dict[str, Any] = {"model": endpoint.model, "messages": request.messages}
@@ -170,25 +210,14 @@ def _request_body(endpoint: Endpoint, request: ChatRequest) -> bytes:
     return orjson.dumps(payload)
 
 
-async def _bounded(content: aiohttp.StreamReader, limit: int) -> bytes:
-    """Read a body, and at most a little more than ``limit`` bytes of it. Nearly all arrive in one piece."""
-    chunk = await content.readany()
-    if content.at_eof():
-        return chunk
-    chunks, size = [chunk], len(chunk)
-    while size <= limit and (chunk := await content.readany()):
-        chunks.append(chunk)
-        size += len(chunk)
-    return b"".join(chunks)
-
-
 def _understand(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, timing: Timing) -> Reply | Fault:
     """Turn the body of a reply with status 200 into a reply, or say what it is instead."""
     request_id = request_id_of(headers)
+    content_type = headers.get("Content-Type", "no content type")
     try:
-        found = parse_reply(read_json(body), request_id, timing)
+        data = completion_of(body) if is_stream(content_type, body) else read_json(body)
+        found = data if isinstance(data, Unreadable) else parse_reply(data, request_id, timing)
     except ValueError as error:
-        content_type = headers.get("Content-Type", "no content type")
         is_json = "json" in content_type.lower()
         start = body[:200].decode("utf-8", "replace")
         what = (
@@ -206,7 +235,8 @@ def _understand(endpoint: Endpoint, headers: Mapping[str, str], body: bytes, tim
             latency_ms=timing.latency_ms,
         )
     if isinstance(found, Reply):
-        return found
+        rest_s = used_up(headers, time())
+        return found if rest_s is None else replace(found, rest_s=rest_s)
     if isinstance(found, ErrorBody):
         return fault_of_error(endpoint, headers, found, timing)
     return Fault(

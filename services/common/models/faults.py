@@ -24,12 +24,12 @@ cost is unknown, unless it says.
 
 from __future__ import annotations
 
-import email.utils
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from services.common.models.rates import retry_after, used_up
 from services.common.models.replies import ErrorBody, Timing, read_json, valid
 from services.common.models.types import UNKNOWN_USAGE, Endpoint, Fault, FaultKind, Reply, Usage
 
@@ -135,17 +135,19 @@ def _fault(
     should = headers.get("x-should-retry")
     if should in ("true", "false") and not permanent:
         retryable = should == "true"
+    now = time.time()
     return Fault(
         kind,
         message,
         status=status,
-        retry_after_s=retry_after(headers, time.time()),
+        retry_after_s=retry_after(headers, now),
         retryable=retryable,
         permanent_for_run=permanent,
         request_id=request_id,
         latency_ms=timing.latency_ms,
         usage=usage,
         no_cost=no_cost,
+        rest_s=used_up(headers, now),
     )
 
 
@@ -214,57 +216,3 @@ def request_id_of(headers: Mapping[str, str]) -> str | None:
     """The provider's name of the call, for its support desk."""
     found = headers.get("x-request-id") or headers.get("request-id")
     return valid(found[:200]) if found else None
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that the provider asks to wait, None where it does not say; ``now`` is Unix time in seconds.
-
-    Looked at in order: ``retry-after-ms``; ``retry-after`` in seconds or as an HTTP date; the reset of a rate
-    limit that is used up. A date is compared with the answer's own where it has one.
-    """
-    seconds = _number(headers.get("retry-after-ms"))
-    if seconds is not None:
-        return seconds / 1_000
-    raw = headers.get("retry-after")
-    if raw:
-        seconds = _number(raw)
-        return seconds if seconds is not None else _until(raw, headers.get("date"), now)
-    return max(_resets(headers), default=None)
-
-
-def _number(raw: str | None) -> float | None:
-    if raw is None or not re.fullmatch(r"\s*\d{1,12}(?:\.\d{1,9})?\s*", raw):
-        return None
-    return float(raw)
-
-
-def _until(raw: str, date: str | None, now: float) -> float | None:
-    then = _moment(raw)
-    # Of the same clock, where the answer says what it shows: this machine's may be wrong by hours.
-    there = _moment(date or "")
-    return None if then is None else max(0.0, then - (now if there is None else there))
-
-
-def _moment(date: str) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
-def _resets(headers: Mapping[str, str]) -> Iterable[float]:
-    for what in ("requests", "tokens"):
-        if headers.get(f"x-ratelimit-remaining-{what}") == "0":
-            seconds = duration(headers.get(f"x-ratelimit-reset-{what}", ""))
-            if seconds is not None:
-                yield seconds
-
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
-
-
-def duration(raw: str) -> float | None:
-    """Read ``1s``, ``6m0s`` or ``12ms`` as seconds; None for anything else."""
-    if not re.fullmatch(r"(?:\d{1,9}(?:\.\d{1,9})?(?:ms|[smhd]))+", raw):
-        return None
-    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(ms|[smhd])", raw))

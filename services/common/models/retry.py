@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from benchgen.errors import InvalidInput
 from services.common.models.client import ModelClient
-from services.common.models.limiter import AdaptiveLimit
+from services.common.models.limiter import LONGEST_REST_S, AdaptiveLimit
 from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply, Usage
 
-MAX_RETRY_AFTER_S = 120.0
+MAX_RETRY_AFTER_S = LONGEST_REST_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,15 @@ class Conversation:
 def wait_s(policy: RetryPolicy, tries: int, fault: Fault, draw: float) -> float | None:
     """Seconds to wait after the ``tries``-th try failed, or None to give up. ``draw`` is uniform in [0, 1).
 
-    What the provider asks for is a lower bound, up to 120 s; the jitter comes on top of it.
+    What the provider asks for is a lower bound, up to 120 s; the jitter comes on top of it. Waits double all the same:
+    many callers that are told the same time would meet there again and again.
     """
     if not fault.retryable or fault.permanent_for_run or tries >= policy.max_tries:
         return None
-    backoff = min(policy.cap_s, policy.base_s * 2.0 ** min(tries - 1, 60))
+    backoff = min(policy.cap_s, policy.base_s * 2.0 ** min(tries - 1, 60)) * (1.0 - policy.jitter * draw)
     if fault.retry_after_s is None:
-        return backoff * (1.0 - policy.jitter * draw)
-    return min(fault.retry_after_s, MAX_RETRY_AFTER_S) + policy.base_s * policy.jitter * draw
+        return backoff
+    return max(backoff, min(fault.retry_after_s, MAX_RETRY_AFTER_S) + policy.base_s * policy.jitter * draw)
 
 
 async def chat_with_retries(
@@ -106,14 +107,14 @@ async def chat_with_retries(
         try:
             began_ns = began_ns or time.time_ns()
             result = await client.chat(endpoint, request)
+            wait = None
+            if isinstance(result, Fault):
+                wait = wait_s(policy, len(calls) + 1, result, random.random())  # noqa: S311  # jitter is no secret
             if limit is not None:
-                _teach(limit, ticket, result)
+                _teach(limit, ticket, result, wait or 0.0)
         finally:
             if limit is not None:
                 limit.release()
-        wait = None
-        if isinstance(result, Fault):
-            wait = wait_s(policy, len(calls) + 1, result, random.random())  # noqa: S311  # jitter is no secret
         call = _record(len(calls) + 1, result, wait or 0.0)
         calls.append(call)
         if on_try is not None:
@@ -123,12 +124,16 @@ async def chat_with_retries(
         await asyncio.sleep(wait)
 
 
-def _teach(limit: AdaptiveLimit, ticket: int, result: Reply | Fault) -> None:
-    """Let the limit learn from a try. Faults of other kinds teach nothing."""
+def _teach(limit: AdaptiveLimit, ticket: int, result: Reply | Fault, wait: float) -> None:
+    """Let the limit learn from a try, and obey what the provider asks of all calls. Other faults teach nothing."""
     if isinstance(result, Reply):
         limit.succeeded(ticket)
-    elif result.congestion:
-        limit.congested(ticket)
+    elif result.kind.refusal:
+        limit.refused(ticket, wait, asked_s=result.retry_after_s or 0.0)
+    elif result.kind.timeout:
+        limit.timed_out(ticket)
+    if result.rest_s:
+        limit.rest(result.rest_s)
 
 
 def _record(number: int, result: Reply | Fault, waited_s: float) -> CallRecord:

@@ -141,6 +141,8 @@ class Reply:
     latency_ms: float = 0.0
     first_byte_ms: float = 0.0
     no_cost: bool = False
+    rest_s: float | None = None
+    """For how many seconds the provider takes no more calls: with this one a rate limit is used up."""
 
 
 class FaultKind(StrEnum):
@@ -166,20 +168,17 @@ class FaultKind(StrEnum):
     SERVER_ERROR = "server_error"
 
     @property
-    def congestion(self) -> bool:
-        """Whether the endpoint says that it gets too much at once: 429, 503, 529 or a timeout."""
-        return self in _CONGESTION
+    def refusal(self) -> bool:
+        """Whether the endpoint says that this call is one too many: 429, 503 or 529."""
+        return self in (FaultKind.RATE_LIMITED, FaultKind.OVERLOADED)
+
+    @property
+    def timeout(self) -> bool:
+        """Whether the endpoint took too long."""
+        return self in _TIMEOUTS
 
 
-_CONGESTION = frozenset(
-    {
-        FaultKind.RATE_LIMITED,
-        FaultKind.OVERLOADED,
-        FaultKind.CONNECT_TIMEOUT,
-        FaultKind.FIRST_BYTE_TIMEOUT,
-        FaultKind.TOTAL_TIMEOUT,
-    }
-)
+_TIMEOUTS = frozenset({FaultKind.CONNECT_TIMEOUT, FaultKind.FIRST_BYTE_TIMEOUT, FaultKind.TOTAL_TIMEOUT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +202,8 @@ class Fault:
     latency_ms: float = 0.0
     usage: Usage = UNKNOWN_USAGE
     no_cost: bool = False
-
-    @property
-    def congestion(self) -> bool:
-        """Whether this asks for fewer calls at once."""
-        return self.kind.congestion
+    rest_s: float | None = None
+    """For how many seconds the provider takes no more calls of anybody's: a rate limit is used up."""
 
 
 def classify(reply: Reply) -> Outcome:

@@ -15,7 +15,7 @@ from services.hub import metrics
 from services.hub.runs import events, store
 from services.hub.runs.leases import SEEN
 from services.hub.runs.locks import PoolLocks
-from services.hub.runs.store import Ring
+from services.hub.runs.store import Ring, Window
 
 log = structlog.get_logger()
 
@@ -23,6 +23,12 @@ log = structlog.get_logger()
 #: for later waits behind all of them, and a shard that is rung for can no longer make way for a more urgent one.
 _WINDOW_PER_RUNNER = 2
 _SMALLEST_WINDOW = 4
+#: How many shards of a pool are in hand for each runner, and at least: one to work on and one to go on with. With more,
+#: a runner is full of what it cannot begin, and what is more urgent finds no place.
+_HELD_PER_RUNNER = 2
+_FEWEST_HELD = 4
+#: A model that allows more calls at once than these shards have trials gets more: so many trials for each call.
+_ROUNDS = 4
 
 
 class Dispatcher:
@@ -45,10 +51,15 @@ class Dispatcher:
         async with self._db.acquire() as conn:
             pools = await store.pools_to_dispatch(conn, self._stale)
             runners = await store.runners(conn, SEEN)
-        size = max(_SMALLEST_WINDOW, _WINDOW_PER_RUNNER * runners.there)
+        window = Window(
+            rings=max(_SMALLEST_WINDOW, _WINDOW_PER_RUNNER * runners.there),
+            shards=max(_FEWEST_HELD, _HELD_PER_RUNNER * runners.there),
+            rounds=_ROUNDS,
+            idle=runners.idle,
+        )
         for pool in pools:
             async with self._locks.hold(pool) as conn:
-                rings = await store.fill_window(conn, pool, size)
+                rings = await store.fill_window(conn, pool, window)
                 # While nobody has room, more rings would only pile up behind those that are out.
                 again = await store.ring_again(conn, pool, self._stale, runners.free) if runners.free else []
             if again:

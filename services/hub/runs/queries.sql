@@ -277,22 +277,31 @@ WHERE r.state IN ('QUEUED', 'RUNNING') AND r.subject_kind <> 'loaded'
            < statement_timestamp() - $1::interval)
 
 -- name: runners
--- How many runners are there, and how many more shards they can hold than they do.
-SELECT count(*)::int AS there, coalesce(sum(greatest(n.shards - busy.shards, 0)), 0)::int AS free
+-- How many runners are there, how many more shards they can hold than they do, and how many hold none.
+SELECT count(*)::int AS there, coalesce(sum(greatest(n.shards - busy.shards, 0)), 0)::int AS free,
+       (count(*) FILTER (WHERE busy.shards = 0))::int AS idle
 FROM runners n
 CROSS JOIN LATERAL (SELECT count(*) AS shards FROM shards s WHERE s.runner = n.id AND s.state = 'RUNNING') AS busy
 WHERE n.seen_at > statement_timestamp() - $1::interval
 
 -- name: fill_window
 -- Runs take turns, those with the fewest shards in hand first; one that has none in hand does not wait for room.
+-- What runners hold they cannot leave for what is more urgent: they get no more than keeps them busy, and whoever holds
+-- nothing gets something, whatever slow ones hold.
 WITH active AS (
     SELECT r.id, r.priority, r.created_at,
            (SELECT count(*) FROM shards h
             WHERE h.pool = $1 AND h.run_id = r.id AND h.state IN ('QUEUED', 'RUNNING')) AS held
     FROM runs r
     WHERE r.pool = $1 AND r.state IN ('QUEUED', 'RUNNING') AND r.subject_kind <> 'loaded'
+), hand AS (
+    SELECT count(*) AS shards, coalesce(sum(count), 0) AS trials, count(*) FILTER (WHERE state = 'QUEUED') AS queued
+    FROM shards WHERE pool = $1 AND state IN ('QUEUED', 'RUNNING')
 ), rung AS (
-    SELECT greatest($2 - count(*), 0) AS room FROM shards WHERE pool = $1 AND state = 'QUEUED'
+    SELECT CASE WHEN hand.trials < $4 * (SELECT max(cap) FROM runs WHERE pool = $1 AND state IN ('QUEUED', 'RUNNING'))
+                THEN greatest($2 - hand.queued, 0)
+                ELSE greatest(least($2 - hand.queued, $3 - hand.shards), $5 - hand.queued, 0) END AS room
+    FROM hand
 ), ranked AS (
     SELECT active.id, pending.number, rung.room, active.held + pending.turn = 1 AS starts,
            row_number() OVER (ORDER BY active.priority DESC, active.held + pending.turn, active.created_at, active.id)

@@ -70,6 +70,19 @@ class RunFacts(NamedTuple):
     spec: bytes
 
 
+class Window(NamedTuple):
+    """How much of a pool may be rung for: ``rings`` that are out, and ``shards`` that are rung for or held.
+
+    More shards than these are for pools whose trials in hand are fewer than ``rounds`` times the calls that the model
+    allows, and for ``idle`` runners.
+    """
+
+    rings: int
+    shards: int
+    rounds: int
+    idle: int
+
+
 class Ring(NamedTuple):
     """A ring to send: for which shard, and what tells it from every other one."""
 
@@ -84,10 +97,11 @@ class Ring(NamedTuple):
 
 
 class Runners(NamedTuple):
-    """How many runners are there, and how many more shards they can hold."""
+    """How many runners are there, how many more shards they can hold, and how many hold none."""
 
     there: int
     free: int
+    idle: int
 
 
 class KeptRunner(NamedTuple):
@@ -282,12 +296,12 @@ async def runners(conn: Conn, seen: timedelta) -> Runners:
     """The runners that were heard of within that time."""
     row = await conn.fetchrow(SQL["runners"], seen)
     assert row is not None
-    return Runners(row["there"], row["free"])
+    return Runners(row["there"], row["free"], row["idle"])
 
 
-async def fill_window(conn: Conn, pool: Pool, size: int) -> list[Ring]:
-    """Queue shards, fair between runs, until so many are queued; returns their rings, the most urgent first."""
-    return _read_rings(await conn.fetch(SQL["fill_window"], pool, size))
+async def fill_window(conn: Conn, pool: Pool, window: Window) -> list[Ring]:
+    """Queue shards, fair between runs, until the window is full; returns their rings, the most urgent first."""
+    return _read_rings(await conn.fetch(SQL["fill_window"], pool, *window))
 
 
 async def ring_again(conn: Conn, pool: Pool, stale: timedelta, count: int) -> list[Ring]:

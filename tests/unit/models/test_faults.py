@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from typing import Any
 
 import orjson
@@ -13,10 +12,8 @@ from multidict import CIMultiDict
 
 from services.common.models.faults import (
     MAX_MESSAGE_CHARS,
-    duration,
     fault_of_error,
     fault_of_status,
-    retry_after,
     scrub,
 )
 from services.common.models.replies import ErrorBody, Timing, parse_reply
@@ -202,46 +199,3 @@ def test_what_an_error_within_a_good_status_cost(data: Any, no_cost: bool, usage
     found = fault_of_error(ENDPOINT, {}, body, TIMING)
     assert isinstance(found, Fault)
     assert (found.no_cost, found.usage) == (no_cost, usage)
-
-
-NOW = 1_700_000_000.0
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"Retry-After": "7"}, 7.0),
-        ({"Retry-After": " 0.5 "}, 0.5),
-        ({"Retry-After-Ms": "1500", "Retry-After": "9"}, 1.5),
-        ({"Retry-After": formatdate(NOW + 30, usegmt=True)}, 30.0),
-        ({"Retry-After": formatdate(NOW - 30, usegmt=True)}, 0.0),
-        # By the clock of whoever wrote it, when this machine's is an hour behind.
-        (
-            {"Retry-After": formatdate(NOW + 3630, usegmt=True), "Date": formatdate(NOW + 3600, usegmt=True)},
-            30.0,
-        ),
-        ({"Retry-After": "soon"}, None),
-        ({"Retry-After": "-3"}, None),
-        ({"Retry-After": "nan"}, None),
-        ({"X-RateLimit-Remaining-Requests": "0", "X-RateLimit-Reset-Requests": "6m0s"}, 360.0),
-        ({"X-RateLimit-Remaining-Requests": "3", "X-RateLimit-Reset-Requests": "6m0s"}, None),
-        ({"X-RateLimit-Remaining-Tokens": "-1", "X-RateLimit-Reset-Tokens": "1s"}, None),
-    ],
-)
-def test_how_long_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(CIMultiDict(headers), NOW) == seconds
-
-
-@pytest.mark.parametrize(
-    ("raw", "seconds"),
-    [("1s", 1.0), ("6m0s", 360.0), ("12ms", 0.012), ("1d2h", 93_600.0), ("", None), ("5", None)],
-)
-def test_durations(raw: str, seconds: float | None) -> None:
-    assert duration(raw) == (pytest.approx(seconds) if seconds is not None else None)
-
-
-@given(st.text())
-def test_no_header_breaks_the_reading(raw: str) -> None:
-    found = retry_after({"retry-after": raw}, NOW)
-    assert found is None or found >= 0

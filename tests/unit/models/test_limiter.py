@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from time import monotonic
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.common.models.limiter import AdaptiveLimit
+from services.common.models.limiter import LONGEST_REST_S, AdaptiveLimit
+
+
+@dataclass
+class Clock:
+    """Time that passes when a test says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 async def settle() -> None:
@@ -134,62 +146,158 @@ def test_negative_permits_are_a_mistake() -> None:
         AdaptiveLimit(-1)
 
 
-def test_congestion_lowers_the_limit_once_per_round_trip() -> None:
+def test_a_timeout_lowers_the_limit_once_per_round_trip() -> None:
     limit = AdaptiveLimit(100)
     tickets = [started(limit) for _ in range(100)]
     for ticket in tickets:
-        limit.congested(ticket)
+        limit.timed_out(ticket)
         limit.release()
     assert limit.allowed == 85
-    ticket = started(limit)
-    limit.congested(ticket)
+    limit.timed_out(started(limit))
     assert limit.allowed == 72
 
 
-def test_success_raises_the_limit_by_one_per_round_trip() -> None:
+def test_each_refusal_takes_one_place_so_that_those_that_were_borne_are_left() -> None:
     limit = AdaptiveLimit(100)
-    limit.congested(started(limit))
+    tickets = [started(limit) for _ in range(100)]
+    for ticket in tickets[60:]:
+        limit.refused(ticket)
+        limit.release()
+    assert limit.allowed == 60
+    for ticket in tickets[:60]:
+        limit.succeeded(ticket)
+        limit.release()
+    assert limit.allowed == 60
+
+
+def answered(limit: AdaptiveLimit, calls: int) -> None:
+    """So many calls, one after the other."""
+    for _ in range(calls):
+        limit.succeeded(started(limit))
+        limit.release()
+
+
+def test_places_come_back_slowly_first_and_then_sooner() -> None:
+    limit = AdaptiveLimit(30)
+    limit.refused(started(limit))
     limit.release()
-    assert limit.allowed == 85
-    for expected in (86, 87, 88):
-        tickets = [started(limit) for _ in range(50)]
-        for ticket in tickets:
+    steps = [(99, 29), (1, 30), (1, 30)]
+    for calls, allowed in steps:
+        answered(limit, calls)
+        assert limit.allowed == allowed
+    for _ in range(10):
+        limit.refused(started(limit))
+        limit.release()
+    grown = []
+    for calls in (100, 50, 25, 13, 7, 7, 7):
+        answered(limit, calls)
+        grown.append(limit.allowed)
+    assert grown == [21, 22, 23, 24, 25, 26, 27]
+
+
+def test_a_success_from_before_a_refusal_brings_nothing_back() -> None:
+    limit = AdaptiveLimit(200)
+    early = [started(limit) for _ in range(150)]
+    limit.refused(started(limit))
+    for ticket in early:
+        limit.succeeded(ticket)
+    assert limit.allowed == 199
+
+
+def test_refusals_by_chance_take_no_more_than_half() -> None:
+    limit = AdaptiveLimit(64)
+    for number in range(4000):
+        ticket = started(limit)
+        if number % 20:
             limit.succeeded(ticket)
-            limit.release()
-        assert limit.allowed == expected
+        else:
+            limit.refused(ticket)
+        limit.release()
+    assert limit.allowed == 32
 
 
-def test_a_success_from_before_the_decrease_raises_nothing() -> None:
-    limit = AdaptiveLimit(10)
-    early, late = started(limit), started(limit)
-    limit.congested(late)
-    allowed = limit.allowed
-    limit.succeeded(early)
-    assert limit.allowed == allowed
+def test_after_an_outage_the_limit_goes_back_quickly() -> None:
+    clock = Clock()
+    limit = AdaptiveLimit(40, clock)
+    for ticket in [started(limit) for _ in range(40)]:
+        limit.refused(ticket, wait_s=1)
+        limit.release()
+    assert limit.allowed == 1
+    limit.refused(_after_rest(limit, clock), wait_s=2)
+    limit.release()
+    assert limit.try_acquire() is None, (
+        "a refusal of the only call holds back all others for as long as it waits"
+    )
+    clock.now += 2
+    answered(limit, 40)
+    assert limit.allowed == 34
+
+
+def _after_rest(limit: AdaptiveLimit, clock: Clock) -> int:
+    clock.now += 1
+    return started(limit)
+
+
+def test_nothing_starts_while_the_provider_asks_for_rest() -> None:
+    clock = Clock()
+    limit = AdaptiveLimit(4, clock)
+    limit.rest(3)
+    limit.rest(1)
+    clock.now += 2.9
+    assert limit.try_acquire() is None
+    clock.now += 0.2
+    assert limit.try_acquire() is not None
+    limit.rest(10**6)
+    clock.now += LONGEST_REST_S
+    assert limit.try_acquire() is not None, "nobody is obeyed for ever"
+
+
+async def test_those_who_wait_start_when_the_rest_is_over() -> None:
+    limit = AdaptiveLimit(1)
+    limit.rest(0.02)
+    waiting = asyncio.create_task(limit.acquire())
+    await settle()
+    limit.rest(0.06)
+    began = monotonic()
+    await waiting
+    assert monotonic() - began > 0.04
+
+
+def test_what_a_provider_asks_for_holds_back_all_once_it_refuses_everything() -> None:
+    clock = Clock()
+    limit = AdaptiveLimit(20, clock)
+    tickets = [started(limit) for _ in range(10)]
+    for ticket in tickets[:4]:
+        limit.refused(ticket, 1, asked_s=8)
+    started(limit)  # some are refused where many are answered
+    limit.refused(tickets[4], 1, asked_s=8)
+    clock.now += 7.9
+    assert limit.try_acquire() is None
+    clock.now += 0.2
+    started(limit)
 
 
 def test_the_limit_never_goes_under_one_and_recovers() -> None:
     limit = AdaptiveLimit(8)
     for _ in range(100):
-        limit.congested(started(limit))
+        limit.refused(started(limit))
         limit.release()
     assert limit.allowed == 1
-    for _ in range(100):
-        limit.succeeded(started(limit))
-        limit.release()
+    answered(limit, 400)
     assert limit.allowed == 8
 
 
 def test_more_permits_help_only_where_the_endpoint_did_not_object() -> None:
     free, congested = AdaptiveLimit(4), AdaptiveLimit(4)
-    congested.congested(started(congested))
+    congested.refused(started(congested))
     for limit in (free, congested):
         limit.set_permits(10)
     assert (free.allowed, congested.allowed) == (10, 3)
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["start", "ok", "congested", "permits"]), st.integers(0, 40)), max_size=200
+    st.tuples(st.sampled_from(["start", "ok", "refused", "late", "permits"]), st.integers(0, 40)),
+    max_size=200,
 )
 
 
@@ -207,7 +315,7 @@ def test_the_bounds_hold_whatever_happens(permits: int, todo: list[tuple[str, in
             tickets += [ticket] if ticket is not None else []
         elif tickets:
             ticket = tickets.pop(number % len(tickets))
-            (limit.succeeded if action == "ok" else limit.congested)(ticket)
+            {"ok": limit.succeeded, "refused": limit.refused, "late": limit.timed_out}[action](ticket)
             limit.release()
         assert limit.in_flight == len(tickets)
         assert min(1, limit.permits) <= limit.allowed <= limit.permits

@@ -366,3 +366,11 @@ async def test_a_trial_between_two_tries_is_not_called_off(lane: Lane) -> None:
     lane.hold_until(monotonic() + 60, monotonic() + 90)
     await asyncio.sleep(0.05)
     assert (tries, shard.finished) == (["a0", "a0"], 1)
+
+
+async def test_a_lane_knows_how_long_it_has_been_idle(lane: Lane) -> None:
+    lane.shards += 1
+    assert lane.idle_for == 0
+    lane.leave()
+    await asyncio.sleep(0.01)
+    assert lane.idle_for >= 0.01
