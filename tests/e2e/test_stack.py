@@ -239,7 +239,7 @@ def test_a_runner_more_can_be_started_by_hand(stack: LocalStack) -> None:
     def ready() -> bool:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
-                return bool(answer.status == 200)
+                return bool(answer.status == 200) and b"sandbox: programs can be run" in answer.read()
         except OSError:
             return False
 

@@ -102,6 +102,7 @@ attempt("request_key", call(249, b"user", b"name", 0, -3))
 attempt("bpf", call(321, 0, ctypes.create_string_buffer(128), 128))
 attempt("perf_event_open", call(298, ctypes.create_string_buffer(128), 0, -1, -1, 0))
 attempt("io_uring_setup", call(425, 4, ctypes.create_string_buffer(128)))
+attempt("io_setup", call(206, 4, ctypes.create_string_buffer(8)))
 attempt("userfaultfd", call(323, 1))
 attempt("open_by_handle_at", call(304, -100, ctypes.create_string_buffer(128), 0))
 attempt("name_to_handle_at", call(303, -100, b"/tmp", 0, 0, 0))
@@ -130,6 +131,18 @@ attempt("set_time", call(227, 0, ctypes.create_string_buffer(16)))
 attempt("make_a_device", lambda: os.mknod("/tmp/disk", 0o60600, os.makedev(254, 0)))
 
 master, slave = os.openpty()
+terminals = [master, slave]
+
+
+def many_terminals() -> None:
+    for _ in range(40):
+        terminals.extend(os.openpty())
+
+
+attempt("many_terminals", many_terminals)
+results["terminals"] = len(terminals) // 2
+for terminal in terminals[2:]:
+    os.close(terminal)
 attempt("tiocsti", lambda: fcntl.ioctl(slave, 0x5412, b"x"))
 attempt("tioclinux", lambda: fcntl.ioctl(slave, 0x541C, b"\2"))
 

@@ -81,11 +81,12 @@ REFUSED = {
         mount umount pivot_root chroot fsopen open_tree keyctl add_key request_key bpf perf_event_open open_by_handle_at
         name_to_handle_at init_module kexec_load personality reboot limits_of_the_guard setgroups real_time
         set_time make_a_device tiocsti tioclinux socket_raw""",
-    "ENOSYS": "clone3 io_uring_setup userfaultfd memfd_create shmget msgget newer_calls x32_calls",
+    "ENOSYS": "clone3 io_uring_setup io_setup userfaultfd memfd_create shmget msgget newer_calls x32_calls",
     "EAFNOSUPPORT": "socket_netlink socket_packet socket_vsock socket_alg socket_bluetooth",
     "EACCES": "negative_nice guards_memory guards_environment guards_files guards_root",
     "ENETUNREACH": "connect_outside",
     "ECONNREFUSED": "connect_host_loopback connect_host_abstract",
+    "ENOSPC": "many_terminals",
     "ENOENT": "connect_host_unix read_secret_0 read_secret_1 read_secret_2 read_secret_3 read_secret_4",
 }
 
@@ -192,6 +193,30 @@ import mmap, time
 shared = mmap.mmap(-1, 300 << 20)
 for at in range(0, len(shared), 4096): shared[at] = 1
 time.sleep(60)
+""",
+    "sockets": """
+import os, socket, time
+for _ in range(2): os.fork()
+pairs = []
+while len(pairs) < 400:
+    pairs.append(socket.socketpair())
+    pairs[-1][0].setblocking(False)
+    try:
+        while True: pairs[-1][0].send(bytes(65536))
+    except BlockingIOError: pass
+time.sleep(60)
+""",
+    "connections": """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0), backlog=500)
+pairs = []
+while True:
+    pairs.append(socket.create_connection(server.getsockname()))
+    pairs[-1].setblocking(False)
+    pairs.append(server.accept()[0])
+    try:
+        while True: pairs[-2].send(bytes(65536))
+    except BlockingIOError: pass
 """,
     "page tables": """
 import ctypes, time
@@ -322,7 +347,7 @@ async def test_very_many_files(provider: Bubblewrap) -> None:
 
 
 async def test_daemons_do_not_outlive(provider: Bubblewrap) -> None:
-    word = f"{os.getpid()}5432"
+    word = f"daemon-{os.getpid()}"
     code = f"""
 import os, signal, subprocess, sys, time
 for number in set(range(1, 32)) - {{9, 17, 19}}: signal.signal(number, signal.SIG_IGN)
@@ -331,7 +356,7 @@ for _ in range(5):
         os.setsid()
         if os.fork() == 0:
             print("late", flush=True)
-            while True: time.sleep({word})
+            while True: time.sleep(1000)  # {word}
         os._exit(0)
     os.wait()
 sys.stdout.close()
@@ -414,12 +439,12 @@ for deed in (
 @pytest.mark.parametrize("how", ["kill", "exit"])
 async def test_boxes_die_with_the_service(how: str) -> None:
     """Killed outright, as by the kernel, with boxes that ignore everything: nothing is left, not even a folder."""
-    word = f"{os.getpid()}76543{how == 'kill':d}"
+    word = f"box-{os.getpid()}-{how}"
     inner = (
         "import os, signal, time\\n"
         "for n in set(range(1, 32)) - {9, 17, 19}: signal.signal(n, signal.SIG_IGN)\\n"
         "for _ in range(3): os.fork()\\n"
-        f"open('/app/output/x', 'wb').write(bytes(1 << 20))\\nwhile True: time.sleep({word})"
+        f"open('/app/output/x', 'wb').write(bytes(1 << 20))\\nwhile True: time.sleep(1000)  # {word}"
     )
     service = f"""
 import asyncio, os, sys
