@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from benchgen.bundle.dataset import Row, formats, read_rows, supported
 from benchgen.bundle.digest import canonical_json
-from benchgen.bundle.manifest import CaseRecipe, FewShot
+from benchgen.bundle.harness import harness_problem
+from benchgen.bundle.manifest import CaseRecipe, FewShot, ProgramHarness
 from benchgen.bundle.plan import CasePlan, MessagePart, Part, compile_plan
 from benchgen.bundle.problems import ProblemLog, did_you_mean, found, listed
 from benchgen.bundle.render import RenderError, RenderMemoryError, text_of
@@ -34,13 +35,15 @@ Message = dict[str, str]
 class Case(NamedTuple):
     """A rendered case.
 
-    ``rules`` holds what single rules take instead of ``target``; ``solution`` is the oracle's answer, None
+    ``fields`` are what a program sees beside the messages, None where no program runs. ``rules`` holds what single
+    rules take instead of ``target``; ``solution`` is the oracle's answer, None
     where there is no oracle.
     """
 
     position: int
     id: str
     messages: list[Message]
+    fields: dict[str, Any] | None
     target: Any
     rules: dict[str, dict[str, Any]]
     cluster: str | None
@@ -157,6 +160,7 @@ class CasePass:
         self._document = document
         self._faults = _Faults(document, log)
         self._dataset = recipe.dataset
+        self._check_harness(recipe)
         self._plan = compile_plan(recipe, document, log)
 
     def cases(self) -> Iterator[Case]:
@@ -170,6 +174,15 @@ class CasePass:
         if readable:
             yield from self._rendered(self._plan, shots)
         self._faults.close()
+
+    def _check_harness(self, recipe: CaseRecipe) -> None:
+        """Makes sure that the program is there, and that nothing which it must not see is in its folder."""
+        harness = recipe.harness
+        if not isinstance(harness, ProgramHarness) or self._document.is_broken(("harness", "files")):
+            return
+        problem = harness_problem(self._tree, recipe)
+        if problem is not None:
+            self._blame(problem, "harness", "files")
 
     def _readable(self, file: str, *place: str) -> bool:
         """Whether a dataset file is there and of a known format; a problem where it is not."""
@@ -277,6 +290,9 @@ def _render(plan: CasePlan, attempt: _Attempt, position: int, shots: list[Messag
         position=position,
         id=str(position) if plan.id is None else attempt.value(plan.id, _case_id, ""),
         messages=[*attempt.messages(plan.system), *shots, *attempt.messages(plan.turns)],
+        fields=None
+        if plan.fields is None
+        else {name: attempt.value(part, _field_value, None) for name, part in plan.fields},
         target=None if plan.target is None else attempt.value(plan.target, _json_value, None),
         rules=rules,
         cluster=None if plan.cluster is None else attempt.value(plan.cluster, _label, None),
@@ -309,6 +325,11 @@ def _label(value: Any) -> str | None:
     if len(text) > MAX_ID_CHARACTERS:
         raise RenderError(f"expected at most {MAX_ID_CHARACTERS} characters, found {len(text):,}")
     return text
+
+
+def _field_value(value: Any) -> Any:
+    """What a program sees of a row: any JSON value."""
+    return None if value is None else _json_value(value)
 
 
 def _json_value(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from benchgen.bundle.programs import WHOLE_BUNDLE
 from benchgen.scoring.spec import RuleSpec, RuleSpecs
 
 _PLAIN_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
@@ -20,7 +21,7 @@ _SEMVER = re.compile(
 )
 
 # Types of the design that this version of BenchGen does not run yet.
-UNSUPPORTED_HARNESSES = frozenset({"tools", "program"})
+UNSUPPORTED_HARNESSES = frozenset({"tools"})
 UNSUPPORTED_RULES = frozenset({"instructions", "code_tests", "tool_calls", "judge", "program"})
 
 
@@ -147,8 +148,72 @@ class ChatHarness(_Strict):
         return self
 
 
-# One member today; the others of the design join here, told apart by `type`.
-Harness = ChatHarness
+def _checked_folder(folder: str) -> str:
+    return folder if folder == WHOLE_BUNDLE else checked_path(folder)
+
+
+class ProgramLimits(_Strict):
+    """What one start of a program may use. Time also bounds the model calls that it waits for."""
+
+    seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    cpu_seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    memory_mb: Annotated[int, Field(ge=16, le=65_536)] = 1_024
+    processes: Annotated[int, Field(ge=1, le=4_096)] = 64
+    disk_mb: Annotated[int, Field(ge=1, le=65_536)] = 512
+    output_mb: Annotated[int, Field(ge=1, le=64)] = 1
+
+
+class ProgramHarness(_Strict):
+    """A program of the bundle gives the answer; it runs in a sandbox and reaches the model through a proxy.
+
+    ``files`` is a folder of the bundle, or ``.`` for all of it but the manifest, the data and what judges. ``fields``
+    are the fields of a row that the program sees; with ``io: text`` it reads the last message of the user and prints
+    the answer.
+    """
+
+    type: Literal["program"]
+    files: Annotated[str, Field(min_length=1, max_length=512), AfterValidator(_checked_folder)]
+    command: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4_096)], ...],
+        _FROM_LIST,
+        Field(min_length=1, max_length=100),
+    ]
+    system: Source | None = None
+    prompt: Source | None = None
+    messages: Annotated[tuple[MessageTemplate, ...], _FROM_LIST, Field(max_length=100)] = ()
+    fields: Annotated[tuple[Label, ...], _FROM_LIST, Field(max_length=100), AfterValidator(_distinct)] = ()
+    io: Literal["jsonl", "text"] = "jsonl"
+    batch: Annotated[int, Field(ge=1, le=256)] = 1
+    calls: Annotated[int, Field(ge=1, le=10_000)] = 50
+    runtime: Label = "default"
+    limits: ProgramLimits = ProgramLimits()
+    generation: Generation = Generation()
+
+    @model_validator(mode="after")
+    def _something_to_see(self) -> Self:
+        if self.prompt is not None and self.messages:
+            raise ValueError("expected at most one of `prompt` and `messages`")
+        if self.system is not None and self.prompt is None and not self.messages:
+            raise ValueError("expected `prompt` or `messages` beside `system`")
+        if self.messages and self.messages[-1].role != "user":
+            raise ValueError(f"expected a last message of the user, found role {self.messages[-1].role!r}")
+        asks = self.prompt is not None or bool(self.messages)
+        if not asks and not self.fields:
+            raise ValueError(
+                "expected `prompt`, `messages` or `fields`: the program has to see something of a case"
+            )
+        if self.io == "text" and not asks:
+            raise ValueError(
+                "expected `prompt` or `messages` with `io: text`, which is what the program reads"
+            )
+        if self.io == "text" and self.fields:
+            raise ValueError("expected no `fields` with `io: text`: the program reads the last message alone")
+        if self.io == "text" and self.batch > 1:
+            raise ValueError("expected `batch: 1` with `io: text`")
+        return self
+
+
+Harness = Annotated[ChatHarness | ProgramHarness, Field(discriminator="type")]
 
 
 class Verify(_Strict):

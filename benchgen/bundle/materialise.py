@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from benchgen.bundle.cases import Case, CasePass
 from benchgen.bundle.digest import canonical_json, json_digest, sha256_hex
+from benchgen.bundle.harness import pack_harness
 from benchgen.bundle.manifest import EnvironmentManifest
 from benchgen.bundle.parse import parse_manifest
 from benchgen.bundle.problems import BundleInvalid, Problem, ProblemLog
@@ -30,7 +31,8 @@ class Materialised:
     """What materialising wrote: the number of cases, and the digest of each store's index.
 
     ``solutions_digest`` is empty where the environment has no oracle. ``scoring_json`` is the canonical JSON
-    of the scoring rules, and ``scoring_digest`` its sha256.
+    of the scoring rules, and ``scoring_digest`` its sha256. ``harness_json`` is the same for the program of a
+    harness, which is written to the inputs; empty for harnesses without one.
     """
 
     cases: int
@@ -40,6 +42,7 @@ class Materialised:
     solutions_digest: str
     scoring_json: str
     scoring_digest: str
+    harness_json: str = ""
 
 
 @dataclass(slots=True)
@@ -114,10 +117,14 @@ class _Writer:
 
 def _rows(case: Case) -> list[dict[str, Any]]:
     """The case as the three stores hold it: only the first is ever read on the model's side."""
-    input_digest = json_digest(case.messages)
+    # What the model's side sees of the case.
+    shown: dict[str, Any] = {"messages": case.messages}
+    if case.fields is not None:
+        shown["fields"] = case.fields
+    input_digest = json_digest(case.messages if case.fields is None else shown)
     head = {"position": case.position, "id": case.id}
     return [
-        {**head, "messages": case.messages, "digest": input_digest},
+        {**head, **shown, "digest": input_digest},
         {
             **head,
             "target": case.target,
@@ -162,6 +169,7 @@ def materialise(tree: BundleTree, manifest: EnvironmentManifest, out_dir: Path) 
             writer.add(case)
         log.raise_if_any()
         digests = writer.finish()
+        harness_json = pack_harness(tree, manifest, out_dir / "inputs")
     except BaseException:
         for store in writer.stores:
             shutil.rmtree(out_dir / store.kind, ignore_errors=True)
@@ -175,4 +183,5 @@ def materialise(tree: BundleTree, manifest: EnvironmentManifest, out_dir: Path) 
         solutions_digest=digests.get("solutions", ""),
         scoring_json=scoring.decode(),
         scoring_digest=sha256_hex(scoring),
+        harness_json=harness_json,
     )

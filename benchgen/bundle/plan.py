@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchgen.bundle.manifest import CaseRecipe
+from benchgen.bundle.manifest import CaseRecipe, ProgramHarness
 from benchgen.bundle.problems import Problem, ProblemLog
 from benchgen.bundle.render import Field, RenderError, Template, compile_source, is_template, text_of
 from benchgen.bundle.tree import MANIFEST_FILE
@@ -53,11 +53,13 @@ class RuleParts:
 class CasePlan:
     """The compiled sources of a manifest, without those that have problems.
 
-    ``answer`` is what the assistant says in few-shot examples.
+    ``fields`` are what a program sees of a row, None where no program runs. ``answer`` is what the assistant says in
+    few-shot examples.
     """
 
     system: tuple[MessagePart, ...]
     turns: tuple[MessagePart, ...]
+    fields: tuple[tuple[str, Part], ...] | None
     id: Part | None
     target: Part | None
     cluster: Part | None
@@ -85,10 +87,10 @@ class _Compiler:
         part = self._part(Template, source, place)
         return [] if part is None else [MessagePart(role, part)]
 
-    def slices(self, names: Sequence[str]) -> Iterator[tuple[str, Part]]:
-        """The slices, which are fields and never templates."""
+    def plain(self, names: Sequence[str], *place: str) -> Iterator[tuple[str, Part]]:
+        """Fields that are never templates: the slices, and what a program sees."""
         for index, name in enumerate(names):
-            part = self._part(Field, name, ("dataset", "slices", index))
+            part = self._part(Field, name, (*place, index))
             if part is not None:
                 yield name, part
 
@@ -109,15 +111,19 @@ def compile_plan(recipe: CaseRecipe, document: YamlDocument, log: ProblemLog) ->
     # System messages lead; what follows is repeated by each few-shot example.
     leading = next((n for n, message in enumerate(messages) if message.role != "system"), len(messages))
     dataset = recipe.dataset
+    harness = recipe.harness
     target = compiler.source(dataset.target, "dataset", "target")
     oracle = compiler.source(recipe.oracle, "oracle")
     return CasePlan(
         system=tuple(messages[:leading]),
         turns=tuple(messages[leading:]),
+        fields=tuple(compiler.plain(harness.fields, "harness", "fields"))
+        if isinstance(harness, ProgramHarness)
+        else None,
         id=compiler.source(dataset.id, "dataset", "id"),
         target=target,
         cluster=compiler.source(dataset.cluster, "dataset", "cluster"),
-        slices=tuple(compiler.slices(dataset.slices)),
+        slices=tuple(compiler.plain(dataset.slices, "dataset", "slices")),
         rules=_rules(recipe, compiler),
         oracle=oracle,
         answer=_answer(recipe, compiler, oracle, target),

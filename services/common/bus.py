@@ -129,6 +129,11 @@ class Bus:
         with suppress(NatsError, TimeoutError, OSError):
             await ring.ack()
 
+    async def leave(self, ring: Msg, *, seconds: float) -> None:
+        """Leave a ring to somebody else, or to oneself later. Should that be lost, it comes again all the same."""
+        with suppress(NatsError, TimeoutError, OSError):
+            await ring.nak(delay=seconds)
+
 
 @asynccontextmanager
 async def connect(url: str, name: str) -> AsyncIterator[Bus]:

@@ -124,7 +124,7 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
             sealed = await registry_store.secret_of(connection, model)
         return vault.decrypt(model, sealed) if sealed else ""
 
-    dispatcher = Dispatcher(near.pool, locks, near.rings, ring_seconds=settings.ring_seconds)
+    dispatcher = Dispatcher(near.pool, locks, near.rings, plans, ring_seconds=settings.ring_seconds)
     reaper = Reaper(near.pool, locks, leases, grace=settings.lease_seconds / 3)
     sealer = Sealer(near.pool, locks, records, wakes)
     loader = Loader(near.pool, leases, plans, signer, records, stops)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
 import structlog
 
@@ -15,9 +17,19 @@ from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.sandbox import provider_of, watch
 from services.runner.config import RunnerSettings
+from services.runner.programs.boxes import Boxes
+from services.runner.programs.shard import ProgramTools
+from services.runner.programs.store import ProgramStore
 from services.runner.worker import Worker
 
 log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def _programs(objects: ObjectStore, settings: RunnerSettings) -> AsyncIterator[ProgramStore]:
+    with closing(ProgramStore(objects, settings.cache_dir)) as store:
+        yield store
+
 
 #: Also how a runner hears, within two seconds, that a run was stopped if the ring that said so was lost.
 _KEEP_SECONDS = 1.0
@@ -32,7 +44,9 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
         rpc.channel(settings.scorer_address, settings) as scorer,
         ObjectStore(settings) as objects,
         ModelClient() as client,
+        _programs(objects, settings) as programs,
     ):
+        provider = provider_of(settings)
         worker = Worker(
             process,
             name,
@@ -42,6 +56,7 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
             client,
             CaseReader(Bucket.INPUTS, objects, settings.cache_dir),
             objects,
+            ProgramTools(Boxes(provider, settings.runner_sandboxes), programs),
             simulator_token=settings.simulator_token.get_secret_value(),
             shards=settings.runner_shards,
             calls=settings.runner_calls,
@@ -51,7 +66,7 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
         process.measure(worker.measure)
         process.loop("keep", worker.keep_known, every=_KEEP_SECONDS)
         pulling = process.loop("pull", worker.pull, every=0.0)
-        watch(process, provider_of(settings))
+        watch(process, provider)
         process.ready = True
         log.info("runner.ready", runner=name)
         await process.stopping.wait()

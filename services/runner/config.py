@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -24,5 +25,7 @@ class RunnerSettings(ProcessSettings, RpcSettings, ObjectSettings, SandboxSettin
     """How many shards it holds at once."""
     runner_calls: int = Field(default=512, ge=1, le=100_000)
     """How many calls it has in flight at once, over all models."""
+    runner_sandboxes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
+    """How many programs it runs at once, each in a sandbox."""
     stop_seconds: float = Field(default=10.0, ge=0)
     """How long calls in flight may take to end when the runner is told to stop."""

@@ -139,6 +139,8 @@ class Lane:
         self.shards = 0
         """How many leases this lane works for."""
         self._idle_since = monotonic()
+        self.programs = 0
+        """How many of them are of runs whose harness is a program: those do not start trials by lanes."""
         self.hub_turn = asyncio.Lock()
         """Held during every exchange with the hub about permits, so that answers are applied in order."""
         self.unstored = 0

@@ -84,6 +84,15 @@ def measure(held: int, most: int, lanes: Iterable[Lane]) -> list[Metric]:
     ]
 
 
+def measure_boxes(busy: int, most: int, waiting: int) -> list[Metric]:
+    """How the sandboxes of a runner stand."""
+    return [
+        gauge("benchgen_runner_sandboxes_busy", "Sandboxes with a program.", [], {(): busy}),
+        gauge("benchgen_runner_sandboxes_room", "Sandboxes that there may be at once.", [], {(): most}),
+        gauge("benchgen_runner_sandboxes_waiting", "Shards that wait for a sandbox.", [], {(): waiting}),
+    ]
+
+
 def _call_metrics(counted: Mapping[str, Calls]) -> Iterable[Metric]:
     calls = CounterMetricFamily(
         "benchgen_runner_calls",

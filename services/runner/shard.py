@@ -82,16 +82,7 @@ class ShardWork:
             trials = await until_available(lambda: self._trials(stream.held), wanted)
             if not wanted():
                 return not trials
-            # The scorer, too, takes the first that is not held.
-            self._sampled = trials[0] if trials and self._trace else None
-            shard = ShardTrials(
-                self._claims.shard,
-                self._claims.run,
-                trials,
-                lambda trial: self._execute(trial, stream),
-                lambda: self._lease.holds,
-            )
-            self._lane.add(shard)
+            shard = self._start(trials, stream)
             try:
                 await self._watch(shard, carrier, stopping, grace)
             finally:
@@ -113,6 +104,20 @@ class ShardWork:
                     f" {first.position}, because: {first.reason}"
                 )
             return stored
+
+    def _start(self, trials: list[Trial], stream: RecordStream) -> ShardTrials:
+        """Start on the trials; how far they are, the answer knows."""
+        # The scorer, too, takes the first that is not held.
+        self._sampled = trials[0] if trials and self._trace else None
+        shard = ShardTrials(
+            self._claims.shard,
+            self._claims.run,
+            trials,
+            lambda trial: self._execute(trial, stream),
+            lambda: self._lease.holds,
+        )
+        self._lane.add(shard)
+        return shard
 
     async def _watch(
         self, shard: ShardTrials, carrier: asyncio.Task[None], stopping: asyncio.Event, grace: float
@@ -140,7 +145,11 @@ class ShardWork:
             if offset not in held:
                 slot, number = divmod(claims.first + offset, claims.spec.trials)
                 row = rows[slot - first_slot]
-                trials.append(Trial(row["position"], number, row["id"], row["messages"], row["digest"]))
+                trials.append(
+                    Trial(
+                        row["position"], number, row["id"], row["messages"], row["digest"], row.get("fields")
+                    )
+                )
         return trials
 
     async def _load_cached(self) -> None:

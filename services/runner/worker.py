@@ -33,10 +33,12 @@ from services.common.models.replies import valid
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
+from services.common.sandbox import SandboxFailed
 from services.runner import metrics
 from services.runner.keeper import RPC_SECONDS, HeldLease, Keeper
 from services.runner.lanes import Lane
 from services.runner.patience import until_available
+from services.runner.programs.shard import ProgramShard, ProgramTools
 from services.runner.shard import PermanentFault, ShardWork
 
 log = structlog.get_logger()
@@ -51,6 +53,9 @@ _LONGEST_PLENTY_S = 1.5
 _RING_WAIT_S = 5.0
 #: How long a model without shards is remembered, and with it how many calls its endpoint bears.
 _REMEMBERED_S = 60.0
+
+#: A ring for a shard that takes a sandbox, when all are taken, is left to others for so long.
+_LEAVE_S = 1.0
 
 #: Between two tries to lease a shard while the hub is away.
 _FIRST_PAUSE_S = 0.2
@@ -70,6 +75,7 @@ class Worker:
         client: ModelClient,
         inputs: CaseReader,
         objects: ObjectStore,
+        tools: ProgramTools,
         *,
         simulator_token: str,
         shards: int,
@@ -84,6 +90,7 @@ class Worker:
         self._client = client
         self._inputs = inputs
         self._objects = objects
+        self._tools = tools
         self._shards = shards
         self._calls = calls
         self._stop_seconds = stop_seconds
@@ -123,23 +130,33 @@ class Worker:
                 await self._process.sleep(_COURTESY_S)
         for ring in await self._bus.pull_rings(1, wait=_RING_WAIT_S):
             try:
-                shard = event_pb2.ShardQueued.FromString(ring.data).shard
+                queued = event_pb2.ShardQueued.FromString(ring.data)
             except DecodeError:
                 # Nobody can make anything of it, however often it comes again.
                 log.warning("ring.unreadable", data=ring.data[:100])
                 await self._bus.acknowledge(ring)
                 continue
-            task = asyncio.create_task(self._traced(ring, shard), name=f"shard {shard}")
+            if queued.sandboxed and self._tools.boxes.crowded:
+                await self._bus.leave(ring, seconds=_LEAVE_S)
+                continue
+            task = asyncio.create_task(self._traced(ring, queued.shard), name=f"shard {queued.shard}")
             self._tasks.add(task)
             task.add_done_callback(self._task_ended)
 
     async def measure(self) -> Sequence[Metric]:
         """How it stands, for whoever asks for metrics."""
-        return metrics.measure(len(self._tasks), self._shards, self._busy_lanes())
+        boxes = self._tools.boxes
+        counted = metrics.measure(len(self._tasks), self._shards, self._busy_lanes())
+        return [*counted, *metrics.measure_boxes(boxes.busy, boxes.most, boxes.waiting)]
 
     def _has_plenty(self) -> bool:
         """Whether every model that this runner works for has trials waiting for some time to come."""
-        return all(lane.waiting >= 2 * max(lane.limit.allowed, 1) for lane in self._busy_lanes())
+        lanes = self._busy_lanes()
+        chats = (lane for lane in lanes if lane.shards > lane.programs)
+        with_programs = any(lane.programs for lane in lanes)
+        return all(lane.waiting >= 2 * max(lane.limit.allowed, 1) for lane in chats) and (
+            self._tools.boxes.crowded or not with_programs
+        )
 
     def _busy_lanes(self) -> list[Lane]:
         return [lane for lane in self._lanes.values() if lane.shards]
@@ -184,6 +201,7 @@ class Worker:
         try:
             await self._work(lease)
         finally:
+            lease.lane.programs -= bool(lease.claims.spec.harness_json)
             lease.lane.leave()
 
     async def _lease(self, shard: str) -> HeldLease:
@@ -211,6 +229,7 @@ class Worker:
         name = claims.spec.subject.model.name.partition("?")[0]
         lane = self._lane(name)
         lane.shards += 1
+        lane.programs += bool(claims.spec.harness_json)
         lane.set_permits(answer.permits, answer.permits_version)
         duration = self._lease_seconds = answer.duration.ToTimedelta().total_seconds()
         return HeldLease(claims, answer.lease, lane, duration, sent + duration)
@@ -266,11 +285,19 @@ class Worker:
         """
         try:
             secret = await self._secret(lease)
-            return ShardWork(lease, secret, self._client, self._inputs, self._objects, self._records)
+            common = (lease, secret, self._client, self._inputs, self._objects, self._records)
+            if not lease.claims.spec.harness_json:
+                return ShardWork(*common)
+            work = ProgramShard(*common, self._tools)
+            await work.ready()
         except LeaseLost:
             raise
+        except SandboxFailed as error:
+            raise PermanentFault(f"programs cannot be run by {self.name}: {error.message}") from error
         except (FailedPrecondition, InvalidInput, NotFound) as error:
             raise PermanentFault(error.message) from error
+        else:
+            return work
 
     def _wanted(self, lease: HeldLease) -> bool:
         """Whether work on a shard should go on."""

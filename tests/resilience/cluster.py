@@ -323,11 +323,12 @@ class Cluster:
         model: str = MODEL,
         priority: int = 0,
         use_cache: bool = False,
+        environment: str = ENVIRONMENT,
     ) -> str:
         """Start a run of the first so many cases; returns its id. Repeats the request until it is answered."""
         request = run_pb2.CreateRunRequest(
             request_id=str(uuid.uuid4()),
-            environment=ENVIRONMENT,
+            environment=environment,
             model=model,
             trials=trials,
             seed=seed,
@@ -457,7 +458,11 @@ class Cluster:
             {"id": f"c-{n}", "question": f"Case c-{n}: what is {n} + {n}?", "answer": str(2 * n)}
             for n in range(CASES)
         ]
-        zip_file = zipped(bundle(manifest(ENVIRONMENT), rows=rows), self.folder / "bundle.zip")
+        self.publish(bundle(manifest(ENVIRONMENT), rows=rows))
+
+    def publish(self, files: Mapping[str, bytes]) -> None:
+        """Publish an environment, made of these files."""
+        zip_file = zipped(files, self.folder / "bundle.zip")
         with self.channel() as channel:
             stub = environment_pb2_grpc.EnvironmentServiceStub(channel)
             made = stub.UploadBundle(upload_messages(zip_file), timeout=30, metadata=self._metadata())

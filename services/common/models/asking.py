@@ -27,7 +27,7 @@ class Asking:
         self.stop = tuple(generation.stop)
         """All stop sequences, those too that are applied to the reply only."""
         self._seed = seed
-        self._params = _params(generation)
+        self._params = parameters(generation)
         # Who writes one into the environment means it, also as null: then none is sent.
         self._has_seed = "seed" in self._params
 
@@ -46,7 +46,8 @@ class Asking:
         return hashlib.sha256(whole).hexdigest()
 
 
-def _params(generation: environment_pb2.Generation) -> dict[str, Any]:
+def parameters(generation: environment_pb2.Generation) -> dict[str, Any]:
+    """The parameters of a call, as the API names them."""
     params: dict[str, Any] = orjson.loads(generation.extra_json) if generation.extra_json else {}
     for name in ("temperature", "top_p", "max_tokens"):
         if generation.HasField(name):

@@ -81,6 +81,7 @@ def _content(tree: BundleTree, manifest: EnvironmentManifest, data: Materialised
         license=manifest.license or "",
         generation=_generation(manifest),
         manifest_yaml=tree.read(MANIFEST_FILE, MAX_YAML_BYTES).decode(),
+        harness_json=data.harness_json,
     )
 
 

@@ -71,6 +71,8 @@ class VersionContent:
     license: str
     generation: Generation
     manifest_yaml: str
+    harness_json: str = ""
+    """The program of a harness, as runs have to know it; empty for harnesses without one."""
 
     @property
     def name(self) -> str:

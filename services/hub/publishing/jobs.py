@@ -201,9 +201,9 @@ class Publisher:
             raise _RejectedError([domain.taken(f"{environment}@{version}", other)])
 
     async def _store(self, out: Path, digest: str) -> None:
-        """Store the data and the canonical bundle: parts first, so that no index names what is not there."""
+        """Store the data and the canonical bundle: what is named comes before what names it."""
         for bucket, folder in _STORES:
-            for pattern in ("parts/*.jsonl", "index/*.json"):
+            for pattern in ("programs/*.zip", "parts/*.jsonl", "index/*.json"):
                 paths = sorted((out / folder).glob(pattern))
                 for first in range(0, len(paths), _PARALLEL_UPLOADS):
                     batch = paths[first : first + _PARALLEL_UPLOADS]

@@ -171,6 +171,7 @@ async def _insert_version(conn: Conn, content: VersionContent, verification: Ver
         _dump(content.generation),
         _dump(verification),
         content.manifest_yaml,
+        content.harness_json,
     )
     return row is not None
 

@@ -74,8 +74,8 @@ SELECT name FROM environments WHERE name = $1 FOR UPDATE
 -- name: insert_version
 INSERT INTO versions (digest, environment, version, precedence, inputs_digest, targets_digest, solutions_digest,
                       scoring_digest, scoring_json, materialiser, cases, primary_rule, split, title, description,
-                      category, tags, license, generation, verification, manifest_yaml)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+                      category, tags, license, generation, verification, manifest_yaml, harness_json)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
 ON CONFLICT DO NOTHING
 RETURNING true
 

@@ -159,6 +159,7 @@ def read_version(row: asyncpg.Record) -> Version:
         license=row["license"],
         generation=read_generation(row["generation"]),
         manifest_yaml=row["manifest_yaml"],
+        harness_json=row["harness_json"],
         verification=read_verification(row["verification"]),
         created_at=row["created_at"],
         yanked=row["yanked_at"] is not None,

@@ -59,7 +59,7 @@ class Creator:
         version, answerer = await self._checked(conn, request)
         run = new_run_id()
         spec = specs.build_spec(run, request, version, answerer)
-        cut = planning.cut(spec.planned)
+        cut = planning.cut(spec.planned, specs.batch_of(answerer, version))
         selection = None
         if request.selection.sample:
             # A second for a million.
@@ -100,6 +100,7 @@ class Creator:
             problems += specs.version_problems(request, version)
             if answerer is not None:
                 problems += specs.answerer_problems(answerer, version)
+                problems += specs.starts_problems(request, version, answerer)
         errors += [InvalidInput(problem) for problem in problems]
         if version is None or answerer is None or errors:
             raise specs.refusal(errors)

@@ -9,12 +9,15 @@ from datetime import timedelta
 import asyncpg
 import structlog
 
+from benchgen.errors import NotFound
 from services.common import tracing
 from services.common.bus import Bus
 from services.hub import metrics
 from services.hub.runs import events, store
+from services.hub.runs.domain import RunId
 from services.hub.runs.leases import SEEN
 from services.hub.runs.locks import PoolLocks
+from services.hub.runs.plans import Plans
 from services.hub.runs.store import Ring, Window
 
 log = structlog.get_logger()
@@ -37,8 +40,11 @@ class Dispatcher:
     :param ring_seconds: a ring that nobody answered for so long is rung again, if a runner has room.
     """
 
-    def __init__(self, db: asyncpg.Pool, locks: PoolLocks, bus: Bus, *, ring_seconds: float = 5.0) -> None:
+    def __init__(
+        self, db: asyncpg.Pool, locks: PoolLocks, bus: Bus, plans: Plans, *, ring_seconds: float = 5.0
+    ) -> None:
         self._db = db
+        self._plans = plans
         self._locks = locks
         self._bus = bus
         self._stale = timedelta(seconds=ring_seconds)
@@ -70,12 +76,23 @@ class Dispatcher:
 
     async def _publish(self, rings: Sequence[Ring]) -> None:
         """Ring after the commit: whoever hears it finds the shard."""
-        traces = await store.traces(self._db, {ring.shard.run for ring in rings})
+        runs = {ring.shard.run for ring in rings}
+        traces = await store.traces(self._db, runs)
+        sandboxed = {run: await self._takes_sandbox(run) for run in runs}
         # Sent in this order, and acknowledged while the next ones are sent.
-        await asyncio.gather(*(self._ring(ring, traces.get(ring.shard.run, "")) for ring in rings))
+        await asyncio.gather(
+            *(self._ring(ring, traces.get(ring.shard.run, ""), sandboxed[ring.shard.run]) for ring in rings)
+        )
 
-    async def _ring(self, ring: Ring, trace: str) -> None:
-        event = events.shard_queued(ring.shard)
+    async def _takes_sandbox(self, run: RunId) -> bool:
+        try:
+            return bool((await self._plans.get(run)).spec.harness_json)
+        except NotFound:
+            # Removed since: whoever hears the ring finds nothing.
+            return False
+
+    async def _ring(self, ring: Ring, trace: str, sandboxed: bool) -> None:
+        event = events.shard_queued(ring.shard, sandboxed=sandboxed)
         when = tracing.is_traced(ring.shard.number)
         with tracing.span("dispatch", parent=trace, when=when, shard=str(ring.shard), ring=ring.ring):
             await self._bus.publish(event.subject, event.payload, message_id=ring.message_id)

@@ -21,9 +21,10 @@ def run_changed(run: RunId) -> Event:
     return Event(f"{bus.RUNS_CHANGED}.{run}", event_pb2.RunChanged(run=run).SerializeToString())
 
 
-def shard_queued(shard: ShardId) -> Event:
-    """A shard may be leased."""
-    return Event(bus.SHARDS_QUEUED, event_pb2.ShardQueued(shard=str(shard)).SerializeToString())
+def shard_queued(shard: ShardId, *, sandboxed: bool) -> Event:
+    """A shard may be leased, by whoever has a sandbox free if it takes one."""
+    message = event_pb2.ShardQueued(shard=str(shard), sandboxed=sandboxed)
+    return Event(bus.SHARDS_QUEUED, message.SerializeToString())
 
 
 def renew_leases(runner: RunnerId) -> Event:

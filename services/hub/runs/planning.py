@@ -12,6 +12,9 @@ from dataclasses import dataclass
 MOST_TRIALS = 1_000
 MOST_PLANNED = 10_000_000
 
+#: Of programs, which are started once a shard.
+MOST_STARTS = 100_000
+
 #: What one lease covers at most; the scorer takes batches of this size.
 LARGEST_SHARD = 256
 _SMALLEST_SHARD = 16
@@ -32,8 +35,13 @@ class Cut:
         return first, min(self.size, planned - first)
 
 
-def cut(planned: int) -> Cut:
-    """Cut so many trials into shards."""
+def cut(planned: int, size: int = 0) -> Cut:
+    """Cut so many trials into shards.
+
+    :param size: how many trials one start of a program takes; 0 where no program runs.
+    """
+    if size:
+        return Cut(-(-planned // size), size)
     size = min(LARGEST_SHARD, max(_SMALLEST_SHARD, -(-planned // _WANTED_SHARDS)))
     return Cut(-(-planned // size), size)
 

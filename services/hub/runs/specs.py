@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import NamedTuple, assert_never
 
+import orjson
+
 from benchgen.errors import BenchgenError, InvalidInput
 from benchgen.eval.v1 import model_pb2, run_pb2
 from services.common.models.builtin import is_builtin, parse_builtin
@@ -13,7 +15,7 @@ from services.hub.publishing.domain import Version
 from services.hub.registry.domain import DEFAULT_CONCURRENCY, Generation
 from services.hub.registry.messages import generation_message, read_generation
 from services.hub.runs.domain import Pool, RunId, Subject
-from services.hub.runs.planning import MOST_PLANNED, MOST_TRIALS
+from services.hub.runs.planning import MOST_PLANNED, MOST_STARTS, MOST_TRIALS
 
 #: Runs that the scorer loads call no model; they share a lock and nothing else.
 LOADED_POOL = Pool("builtin/loaded")
@@ -110,6 +112,26 @@ def version_problems(request: run_pb2.CreateRunRequest, version: Version) -> lis
             f" x {size.trials:,} = {size.planned:,}"
         )
     return found
+
+
+def batch_of(answerer: Answerer, version: Version) -> int:
+    """How many trials one start of the version's program takes; 0 where no program runs."""
+    if not version.harness_json or answerer.kind is Subject.LOADED:
+        return 0
+    batch: int = orjson.loads(version.harness_json)["batch"]
+    return batch
+
+
+def starts_problems(request: run_pb2.CreateRunRequest, version: Version, answerer: Answerer) -> list[str]:
+    """Whether a run would start its program too often, a line."""
+    batch = batch_of(answerer, version)
+    planned = size_of(request, version).planned
+    if batch and planned > MOST_STARTS * batch:
+        return [
+            f"trials: expected at most {MOST_STARTS:,} starts of the program of {version.name}, found"
+            f" {planned:,} trials, {batch} a start"
+        ]
+    return []
 
 
 def answerer_problems(answerer: Answerer, version: Version) -> list[str]:
@@ -215,6 +237,7 @@ def build_spec(
         call_timeout_seconds=_CALL_SECONDS,
         primary_rule=version.primary_rule,
         use_cache=request.use_cache,
+        harness_json=version.harness_json,
     )
 
 

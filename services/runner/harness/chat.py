@@ -46,6 +46,8 @@ class Trial:
     case_id: str
     messages: Sequence[Mapping[str, Any]]
     input_digest: str
+    fields: Mapping[str, Any] | None = None
+    """What a program sees of the case beside the messages; None where no program runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ class ChatHarness:
         )
         if len(conversation.calls) > 1:
             result.failed_calls.extend(failed_call(call) for call in conversation.calls[:-1])
-        return result, _shorten(result)
+        return result, shorten(result)
 
     def _reply_fields(self, reply: Reply) -> dict[str, Any]:
         outcome = classify(reply)
@@ -175,7 +177,7 @@ def _fault_fields(fault: Fault) -> dict[str, Any]:
     }
 
 
-def _shorten(result: result_pb2.TrialResult) -> Payload | None:
+def shorten(result: result_pb2.TrialResult) -> Payload | None:
     """Cut what is too long for a row; answers with the whole of it."""
     text, reasoning = result.response, result.reasoning
     # A character takes at most 4 bytes: counting characters first spares encoding almost always.

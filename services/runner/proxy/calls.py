@@ -73,6 +73,8 @@ class TrialCalls:
         self.used = 0
         """How many requests were taken up, those that had a stored answer included."""
         self.limit_reached = False
+        self.reported_model = ""
+        """What the endpoint called its model last."""
         self._settings = settings
         self._subject = subject
         self._limit = limit
@@ -215,7 +217,7 @@ class TrialCalls:
         call.usage.CopyFrom(usage_message(result.usage))
         call.no_cost = result.no_cost
         call.latency_ms, call.first_byte_ms = result.latency_ms, result.first_byte_ms
-        call.reported_model = result.model or ""
+        call.reported_model = self.reported_model = result.model or ""
         answer = answer_of(
             asked, result, model=self._settings.model, call_id=call_id, created=int(time.time())
         )

@@ -294,7 +294,7 @@ async def hub_served(
                 wakes,
                 locks,
                 leases,
-                Dispatcher(pool, locks, connected),
+                Dispatcher(pool, locks, connected, plans),
                 Reaper(pool, locks, leases, grace=0.0),
                 Sealer(pool, locks, stub, wakes),
                 Loader(pool, leases, plans, signer, stub, stops),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -77,12 +77,20 @@ def case_rows(cases: int = CASES) -> list[dict[str, Any]]:
     ]
 
 
-def materialise(folder: Path, rows: Iterable[dict[str, Any]], manifest: str = MANIFEST) -> Environment:
+def materialise(
+    folder: Path,
+    rows: Iterable[dict[str, Any]],
+    manifest: str = MANIFEST,
+    files: Mapping[str, str] | None = None,
+) -> Environment:
     """Write an environment down and make data of it, as the hub does."""
     source, out = folder / "source", folder / "out"
     (source / "data").mkdir(parents=True)
     (source / "environment.yaml").write_text(manifest)
     (source / "data" / "test.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    for name, content in (files or {}).items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(content)
     tree = bundle.load_folder(source)
     return Environment(tree.digest, bundle.materialise(tree, bundle.validate(tree), out), out)
 
@@ -98,7 +106,7 @@ class Environment:
     async def upload(self, objects: ObjectStore) -> None:
         """Put all of it where services read it."""
         for bucket in (Bucket.INPUTS, Bucket.TARGETS, Bucket.SOLUTIONS):
-            for path in (self.folder / bucket).rglob("*.json*"):
+            for path in (self.folder / bucket).rglob("*.*"):
                 key = path.relative_to(self.folder / bucket).as_posix()
                 await objects.put(bucket, key, path.read_bytes())
 
@@ -121,7 +129,7 @@ class Environment:
             max_tries=1,
             call_timeout_seconds=5,
             primary_rule="correct",
-            **fields,
+            **{"harness_json": self.data.harness_json} | fields,
         )
 
 

@@ -55,7 +55,7 @@ def changed(old: str, new: str) -> str:
         ("[difficulty]", "[3, difficulty]", "dataset.slices[0]"),
         ("temperature: 0", "temprature: 0", "harness.generation.temprature"),
         ("max_tokens: 512", "max_tokens: 0.5", "harness.generation.max_tokens"),
-        ("type: chat", "type: chatt", "harness.type"),
+        ("type: chat", "type: chatt", "harness"),
         ("type: chat", "type: tools", "harness.type"),
         ("system: You are a careful mathematician.", "system: 5", "harness.system"),
         ("type: numeric", "type: judge", "scoring[0].type"),

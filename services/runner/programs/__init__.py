@@ -1,0 +1,1 @@
+"""Programs of bundles: run in a sandbox, with the model proxy as their only way out."""
