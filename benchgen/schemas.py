@@ -238,10 +238,30 @@ def run_json(run: run_pb2.Run) -> Json:
         "primary_rule": spec.primary_rule,
         "priority": run.priority,
         "cache": spec.use_cache,
+        "budget": budget_json(run.budget) if run.HasField("budget") else None,
         "progress": _progress_json(run.progress),
         "created_at": _time(run.create_time, run.HasField("create_time")),
         "started_at": _time(run.start_time, run.HasField("start_time")),
         "ended_at": _time(run.end_time, run.HasField("end_time")),
+    }
+
+
+def budget_json(budget: run_pb2.Budget) -> Json:
+    """What a run may spend, null where that is not limited, and how much of it is used."""
+    used = budget.used
+    return {
+        "cost_usd": budget.cost_picousd / PICOUSD if budget.HasField("cost_picousd") else None,
+        "tokens": _optional(budget, "tokens"),
+        "seconds": budget.time.ToTimedelta().total_seconds() if budget.HasField("time") else None,
+        "errors": _optional(budget, "errors"),
+        "used": {
+            "cost_usd": used.cost_picousd / PICOUSD,
+            "tokens": used.tokens,
+            "seconds": used.time.ToTimedelta().total_seconds(),
+            "errors": used.errors,
+            "reserved_usd": used.reserved_picousd / PICOUSD,
+            "reserved_tokens": used.reserved_tokens,
+        },
     }
 
 
@@ -446,6 +466,7 @@ def report_json(report: result_pb2.Report) -> Json:
         if report.HasField("cost_usd")
         else None,
         "cost_known_cases": report.cost_known_cases,
+        "budget": budget_json(report.budget) if report.HasField("budget") else None,
         "calls": report.calls,
         "cache_hits": report.cache_hits,
         "saved_tokens": _tokens(

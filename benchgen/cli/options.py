@@ -76,7 +76,10 @@ def json_option(function: Function) -> Function:
 
 
 def generation_options(function: Function) -> Function:
-    """How a model is asked: what is not given is left as it is."""
+    """How a model is asked: what is not given is left as it is.
+
+    `--max-reply-tokens`, since `--max-tokens` is the budget of a run.
+    """
     options = (
         click.option(
             "--temperature",
@@ -91,7 +94,11 @@ def generation_options(function: Function) -> Function:
             help="Nucleus sampling.",
         ),
         click.option(
-            "--max-tokens", metavar="N", type=click.IntRange(min=1), help="The longest a reply may get."
+            "--max-reply-tokens",
+            "max_tokens",
+            metavar="N",
+            type=click.IntRange(min=1),
+            help="The longest a reply may get.",
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End replies at this text. Repeatable."),
         click.option(

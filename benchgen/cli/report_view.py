@@ -11,6 +11,7 @@ from rich.text import Text
 
 from benchgen import schemas
 from benchgen.cli import text
+from benchgen.cli.budget import used_of
 from benchgen.cli.output import emit, fields, table
 
 if TYPE_CHECKING:
@@ -122,6 +123,8 @@ def _rest(run: run_pb2.Run, report: result_pb2.Report) -> Iterator[tuple[str, Re
     yield "cost", Text(_cost(run, report))
     if run.spec.use_cache:
         yield "cache", Text(_cache(report))
+    if report.HasField("budget"):
+        yield "budget", Text(" · ".join(used_of(report.budget)))
     outcomes = schemas.outcomes_json(report.outcomes)
     yield (
         "outcomes",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchgen.cli.budget import budget_of, budget_options
 from benchgen.cli.connection import Target
 from benchgen.cli.environments import publish, require_manifest
 from benchgen.cli.exits import Exit, Stop
@@ -63,6 +64,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
     help="Where all randomness starts.",
 )
 @generation_options
+@budget_options
 @click.option(
     "--fail-under",
     metavar="X",
@@ -98,6 +100,7 @@ def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> 
       benchgen run gsm8k-mini --model gpt --limit 20
       benchgen run ./my-task --model gpt --trials 3 --temperature 0.7
       benchgen run gsm8k-mini --predictions answers.jsonl
+      benchgen run gsm8k-mini --model gpt --max-cost 2.50 --max-errors 20
       benchgen run gsm8k-mini --model gpt --fail-under 0.8 --json > report.json
       benchgen run gsm8k-mini --model gpt --cache
 
@@ -152,6 +155,7 @@ def _create(client: Client, environment: str, generation: Any, given: dict[str, 
             generation=generation,
             priority=given["priority"],
             use_cache=given["cache"],
+            budget=budget_of(given),
         )
     except NotFound as error:
         # Only who writes ./NAME means a folder; whoever forgot it is told.
@@ -189,11 +193,11 @@ def finish(client: Client, run: run_pb2.Run, *, as_json: bool, fail_under: float
         show_report(ended, report)
     if ended.state != run_pb2.Run.STATE_SUCCEEDED:
         why = f": {ended.state_message}" if ended.state_message else ""
-        hint = (
-            f"let it go on: benchgen runs resume {ended.name}"
-            if "resume" in schemas.run_actions(ended)
-            else ""
-        )
+        hint = ""
+        if "resume" in schemas.run_actions(ended):
+            hint = f"let it go on: benchgen runs resume {ended.name}"
+            if ended.state == run_pb2.Run.STATE_PAUSED and ended.HasField("budget"):
+                hint += ", with --max-... for more"
         raise Stop(Exit.UNFINISHED, f"the run {ended.name} is {schemas.state_name(ended.state)}{why}", hint)
     if failure is not None:
         raise Stop(Exit.GATE_FAILED, failure)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from benchgen.cli import text
+from benchgen.cli.budget import budget_of, budget_options, used_of
 from benchgen.cli.connection import Target
 from benchgen.cli.options import help_alone, json_option, pass_target, server_options
 from benchgen.cli.output import emit, fields, note, print_json, table
@@ -149,6 +150,7 @@ def show(target: Target, *, run: str, as_json: bool) -> None:
         ("calls", text.count(progress.calls)),
         ("cost", text.usd(schemas.cost_usd(progress)) if progress.calls else "none: no model was called"),
         *([("cache", _cache(progress))] if spec.use_cache else []),
+        ("budget", " · ".join(used_of(found.budget)) if found.HasField("budget") else ""),
         ("created", text.age(found.create_time)),
         *(("next", f"benchgen runs {command} {found.name}") for command in _commands(found)),
     ]
@@ -240,23 +242,26 @@ def pause(target: Target, *, run: str, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("run", metavar="RUN")
+@budget_options
 @json_option
 @server_options
 @pass_target
-def resume(target: Target, *, run: str, as_json: bool) -> None:
+def resume(target: Target, /, *, run: str, as_json: bool, **given: Any) -> None:
     """Run what is missing of a paused or ended run, and nothing else.
 
-    Trials with a final result are not asked again; at the end there is a new report over all of them.
+    Trials with a final result are not asked again; at the end there is a new report over all of them. A budget that is
+    given takes the place of the one the run had; what was spent before counts.
 
     \b
     Examples:
       benchgen runs resume latest && benchgen runs watch latest
+      benchgen runs resume latest --max-cost 5
     """
     from benchgen import schemas
 
     with target.connect() as client:
         before = client.get_run(run)
-        resumed = client.resume(before.name, epoch=before.epoch)
+        resumed = client.resume(before.name, epoch=before.epoch, budget=budget_of(given))
     if as_json:
         print_json(schemas.run_json(resumed))
         return

@@ -237,6 +237,7 @@ class Client:
         generation: environment_pb2.Generation | None = None,
         priority: int = 0,
         use_cache: bool = False,
+        budget: run_pb2.Budget | None = None,
     ) -> run_pb2.Run:
         """Create a run of a model, or of recorded answers; follow it with :meth:`watch`.
 
@@ -246,6 +247,7 @@ class Client:
         :param sample: only so many cases, drawn with ``seed``; 0 for all.
         :param generation: settings that win over the environment's and the model's.
         :param use_cache: take answers that the same requests got before, and keep new ones; see docs/cache.md.
+        :param budget: what it may spend; it is paused when that is used up.
         """
         if (model is None) == (predictions is None):
             raise InvalidInput("expected either a model or predictions")
@@ -257,6 +259,7 @@ class Client:
             generation=generation,
             priority=priority,
             use_cache=use_cache,
+            budget=budget,
         )
         if model is not None:
             request.model = model
@@ -315,16 +318,17 @@ class Client:
         """
         return self._transport.call(self._runs.PauseRun, run_pb2.PauseRunRequest(name=run))
 
-    def resume(self, run: str, *, epoch: int = 0) -> run_pb2.Run:
+    def resume(self, run: str, *, epoch: int = 0, budget: run_pb2.Budget | None = None) -> run_pb2.Run:
         """Run the trials of a paused or ended run that have no final result, and no others.
 
         A run that goes on, or misses nothing, is returned as it is.
 
         :param epoch: of the run as the caller saw it: one that was resumed since is returned as it is. 0: asked for.
+        :param budget: takes the place of the run's; None: it keeps the one it has.
         :raises FailedPrecondition: it is being cancelled, or its model is not what it was.
         """
         epoch = epoch or self.get_run(run).epoch
-        request = run_pb2.ResumeRunRequest(name=run, epoch=epoch)
+        request = run_pb2.ResumeRunRequest(name=run, epoch=epoch, budget=budget)
         return self._transport.call(self._runs.ResumeRun, request)
 
     def delete_run(self, run: str) -> None:

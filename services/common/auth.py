@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import orjson
 
@@ -41,12 +42,27 @@ class Scope(StrEnum):
     """Make and revoke API keys."""
 
 
+class DailyLimits(NamedTuple):
+    """What an API key may spend a day (UTC); None: no limit. The higher ``version`` was set later.
+
+    Money is in 1e-12 US dollars.
+    """
+
+    picousd: int | None = None
+    tokens: int | None = None
+    version: int = 0
+
+
+NO_LIMITS = DailyLimits()
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """The holder of an API key, as the gateway vouches for it."""
 
     key_id: str
     scopes: frozenset[str]
+    daily: DailyLimits = NO_LIMITS
 
     def require(self, scope: Scope) -> None:
         """:raises PermissionDenied: the key does not have the scope."""
@@ -101,9 +117,10 @@ def seal_principal(who: Principal, signer: Signer, now: Callable[[], float] = ti
 
     :param now: the clock that is asked, of which the other end knows too.
     """
-    body = orjson.dumps(
-        {"key": who.key_id, "scopes": sorted(who.scopes), "expires": now() + _PRINCIPAL_SECONDS}
-    )
+    fields = {"key": who.key_id, "scopes": sorted(who.scopes), "expires": now() + _PRINCIPAL_SECONDS}
+    if who.daily != NO_LIMITS:
+        fields["daily"] = list(who.daily)
+    body = orjson.dumps(fields)
     return signer.sign(body) + body
 
 
@@ -117,4 +134,5 @@ def open_principal(sealed: bytes, verifier: Verifier, now: Callable[[], float] =
     fields = orjson.loads(body)
     if fields["expires"] + _CLOCK_SKEW_SECONDS < now():
         raise PermissionDenied("the principal has expired")
-    return Principal(fields["key"], frozenset(fields["scopes"]))
+    daily = DailyLimits(*fields["daily"]) if "daily" in fields else NO_LIMITS
+    return Principal(fields["key"], frozenset(fields["scopes"]), daily)

@@ -34,6 +34,7 @@ from services.hub.registry import store as registry_store
 from services.hub.registry.secrets import Vault
 from services.hub.registry.service import ModelService
 from services.hub.runs import store as runs_store
+from services.hub.runs.auditor import Auditor
 from services.hub.runs.creation import Creator
 from services.hub.runs.dispatcher import Dispatcher
 from services.hub.runs.lease_service import LeaseService
@@ -66,6 +67,9 @@ CALLERS = {
 #: Every loop also looks by itself this often, seconds, whatever became of what should have woken it.
 _SWEEP_SECONDS = 1.0
 _REAP_SECONDS = 0.5
+#: How long after the end of a lease it is asked what was recorded under it, seconds: its holder, if it lives, ends its
+#: calls within half the time of a lease.
+_AUDIT_SECONDS = 15.0
 #: Every lease and every end of a shard makes room in the window; at full load there are dozens a second.
 _DISPATCH_REST_SECONDS = 0.02
 
@@ -128,6 +132,9 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
     reaper = Reaper(near.pool, locks, leases, grace=settings.lease_seconds / 3)
     sealer = Sealer(near.pool, locks, records, wakes)
     loader = Loader(near.pool, leases, plans, signer, records, stops)
+    auditor = Auditor(
+        near.pool, locks, stops, records, timedelta(seconds=min(_AUDIT_SECONDS, settings.lease_seconds / 2))
+    )
     uploaded = asyncio.Event()
     process.loop("clock", shared.step, every=clock.EVERY_SECONDS)
     process.loop(
@@ -137,6 +144,7 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
     process.loop("seal", sealer.step, every=_SWEEP_SECONDS, wake=wakes.seal)
     process.loop("load", loader.step, every=_SWEEP_SECONDS, wake=wakes.load)
     process.loop("outbox", Outbox(near.pool, near.rings).step, every=_SWEEP_SECONDS, wake=wakes.outbox)
+    process.loop("audit", auditor.step, every=_SWEEP_SECONDS, wake=wakes.audit)
     process.loop("publish", publisher.step, every=_SWEEP_SECONDS, wake=uploaded)
     process.loop("remove", removals.step, every=_SWEEP_SECONDS)
     if settings.retention_days:

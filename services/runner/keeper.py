@@ -15,6 +15,8 @@ import structlog
 from benchgen.errors import LeaseLost, NotFound, Unavailable
 from benchgen.eval.v1 import lease_pb2, lease_pb2_grpc
 from benchgen.statuses import error_of
+from services.common.models.meter import Meter
+from services.runner.grants import read_grant, said
 from services.runner.lanes import Lane
 
 log = structlog.get_logger()
@@ -23,6 +25,8 @@ log = structlog.get_logger()
 RPC_SECONDS = 5.0
 #: How often leases are renewed while no ring can be heard.
 _DEAF_SECONDS = 1.5
+#: How often more is asked for while there is nothing: others may give back what they do not need.
+_SHORT_SECONDS = 0.5
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +43,8 @@ class HeldLease:
     verdict: lease_pb2.RenewLeaseResponse.Verdict.ValueType = lease_pb2.RenewLeaseResponse.VERDICT_GO_ON
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to renew at once."""
+    meter: Meter | None = None
+    """What may be spent under it; None where nothing limits that."""
 
     @property
     def holds(self) -> bool:
@@ -117,6 +123,8 @@ class Keeper:
                 delay = min(0.5, lease.duration / 6)
             else:
                 delay = lease.duration / 3
+                if lease.meter is not None and lease.meter.is_short:
+                    delay = min(delay, _SHORT_SECONDS)
                 # Others wait for what is taken back here: the hub is told as soon as it is free.
                 owing = limit.permits < permits_before or (owing and limit.in_flight > limit.permits)
 
@@ -158,6 +166,7 @@ class Keeper:
                         runner=self._runner,
                         permits_in_use=lease.lane.permits_in_use,
                         permits_version=lease.lane.permits_version,
+                        spending=said(lease.meter, last=lease.ended.is_set()),
                     ),
                     timeout=RPC_SECONDS,
                 )
@@ -172,6 +181,8 @@ class Keeper:
             if answer.verdict != lease_pb2.RenewLeaseResponse.VERDICT_LOST:
                 lease.duration = answer.duration.ToTimedelta().total_seconds()
                 lease.expires = sent + lease.duration
+            if lease.meter is not None and answer.HasField("grant"):
+                lease.meter.apply(read_grant(answer.grant, sent))
             # Starts what had to wait, too.
             lease.lane.set_permits(answer.permits, answer.permits_version)
             self._hold(lease)

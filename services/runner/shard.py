@@ -11,7 +11,9 @@ from benchgen.errors import InvalidInput, Unavailable
 from benchgen.eval.v1 import result_pb2, result_pb2_grpc
 from benchgen.statuses import error_of
 from services.common import tracing
+from services.common.amounts import NOTHING
 from services.common.models.client import ModelClient
+from services.common.models.meter import Meter, tallied
 from services.common.models.types import Fault
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
@@ -26,6 +28,17 @@ log = structlog.get_logger()
 
 #: How long the scorer may take to judge what the cache has of a shard; then it is asked again, and goes on from there.
 _CACHE_SECONDS = 120.0
+
+
+#: Outcomes that are not the model's doing.
+_FAULTS = frozenset(
+    {
+        result_pb2.OUTCOME_PROVIDER_ERROR,
+        result_pb2.OUTCOME_SANDBOX_ERROR,
+        result_pb2.OUTCOME_HARNESS_ERROR,
+        result_pb2.OUTCOME_JUDGE_ERROR,
+    }
+)
 
 
 class PermanentFault(Exception):
@@ -51,7 +64,8 @@ class ShardWork:
         self._objects = objects
         self._records = records
         spec = self._claims.spec
-        subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note)
+        self._meter = lease.meter
+        subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note, self._meter)
         self._harness = ChatHarness(subject, spec.generation, spec.seed, names_requests=spec.use_cache)
         self._streak = self._lane.streaks.of(self._claims.run, self._claims.epoch)
         # The trial whose call is traced, and the span that it belongs to: lanes work in contexts of their own.
@@ -116,8 +130,25 @@ class ShardWork:
             lambda trial: self._execute(trial, stream),
             lambda: self._lease.holds,
         )
+        if self._meter is not None:
+            self._limit_spending(shard, self._meter)
         self._lane.add(shard)
         return shard
+
+    def _limit_spending(self, shard: ShardTrials, meter: Meter) -> None:
+        """Start trials only as the grant of the lease allows."""
+        is_free = not self._claims.spec.subject.model.base_url
+        most = {
+            id(trial): NOTHING if is_free else meter.most(self._harness.request(trial))
+            for trial in shard.waiting
+        }
+
+        def may_start() -> bool:
+            return self._lease.holds and meter.admits(most[id(shard.waiting[0])])
+
+        shard.may_start = may_start
+        meter.outlook = lambda: (most[id(trial)] for trial in shard.waiting)
+        meter.wake = self._lane.pump
 
     async def _watch(
         self, shard: ShardTrials, carrier: asyncio.Task[None], stopping: asyncio.Event, grace: float
@@ -173,7 +204,7 @@ class ShardWork:
         """Work off one trial. What breaks on it ends this trial, and no other."""
         number = self._streak.begin()
         try:
-            result = await self._ask(trial)
+            result = await (self._ask(trial) if self._meter is None else self._metered(trial, self._meter))
             reason = self._streak.end(number, result)
         finally:
             self._streak.drop(number)
@@ -181,6 +212,15 @@ class ShardWork:
         stream.add(result)
         if reason is not None:
             raise PermanentFault(reason)
+
+    async def _metered(self, trial: Trial, meter: Meter) -> result_pb2.TrialResult:
+        """The same under a grant: the result says what its calls count for."""
+        with tallied() as tally:
+            result = await self._ask(trial)
+        result.charge.picousd, result.charge.tokens = tally.charge
+        if result.outcome in _FAULTS:
+            meter.note_fault()
+        return result
 
     async def _ask(self, trial: Trial) -> result_pb2.TrialResult:
         """Have one trial answered.

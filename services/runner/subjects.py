@@ -9,6 +9,7 @@ from benchgen.eval.v1 import run_pb2
 from services.common.models.builtin import Builtin, is_builtin, parse_builtin
 from services.common.models.client import ModelClient
 from services.common.models.limiter import AdaptiveLimit
+from services.common.models.meter import Meter
 from services.common.models.retry import CallRecord, Conversation, RetryPolicy, chat_with_retries
 from services.common.models.types import ChatRequest, Endpoint, Timeouts
 from services.runner.harness.chat import Subject, Trial
@@ -24,17 +25,25 @@ class EndpointSubject:
         policy: RetryPolicy,
         limit: AdaptiveLimit,
         on_try: Callable[[CallRecord], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._client = client
         self._endpoint = endpoint
         self._policy = policy
         self._limit = limit
         self._on_try = on_try
+        self._meter = meter
 
     async def ask(self, trial: Trial, request: ChatRequest) -> Conversation:
         """Call until there is an answer or a fault that does not pass; each try holds a permit."""
         return await chat_with_retries(
-            self._client, self._endpoint, request, self._policy, limit=self._limit, on_try=self._on_try
+            self._client,
+            self._endpoint,
+            request,
+            self._policy,
+            limit=self._limit,
+            on_try=self._on_try,
+            meter=self._meter,
         )
 
 
@@ -49,8 +58,9 @@ class SimulatedSubject(EndpointSubject):
         limit: AdaptiveLimit,
         solutions_digest: str,
         on_try: Callable[[CallRecord], None] | None = None,
+        meter: Meter | None = None,
     ) -> None:
-        super().__init__(client, endpoint, policy, limit, on_try)
+        super().__init__(client, endpoint, policy, limit, on_try, meter)
         self._solutions_digest = solutions_digest
 
     async def ask(self, trial: Trial, request: ChatRequest) -> Conversation:
@@ -78,11 +88,13 @@ def subject_of(
     client: ModelClient,
     limit: AdaptiveLimit,
     on_try: Callable[[CallRecord], None] | None = None,
+    meter: Meter | None = None,
 ) -> Subject:
     """Whoever answers for this specification.
 
     :param secret: the key of the endpoint; empty when it needs none. For the simulator: the token for it.
     :param on_try: learns of every call.
+    :param meter: what every call is taken from before it is sent; None where nothing limits what is spent.
     :raises InvalidInput: nobody here can.
     """
     if spec.subject.WhichOneof("kind") != "model":
@@ -99,5 +111,5 @@ def subject_of(
     )
     policy = RetryPolicy(max_tries=spec.max_tries)
     if is_builtin(model.name):
-        return SimulatedSubject(client, endpoint, policy, limit, spec.solutions_digest, on_try)
-    return EndpointSubject(client, endpoint, policy, limit, on_try)
+        return SimulatedSubject(client, endpoint, policy, limit, spec.solutions_digest, on_try, meter)
+    return EndpointSubject(client, endpoint, policy, limit, on_try, meter)

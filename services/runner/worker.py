@@ -27,14 +27,17 @@ from benchgen.eval.v1 import event_pb2, lease_pb2, lease_pb2_grpc, result_pb2_gr
 from benchgen.statuses import error_of
 from services.common import tracing
 from services.common.bus import Bus
+from services.common.models.bounds import Tariff, prices_of
 from services.common.models.builtin import is_builtin
 from services.common.models.client import ModelClient
+from services.common.models.meter import Meter
 from services.common.models.replies import valid
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.sandbox import SandboxFailed
 from services.runner import metrics
+from services.runner.grants import read_grant, said
 from services.runner.keeper import RPC_SECONDS, HeldLease, Keeper
 from services.runner.lanes import Lane
 from services.runner.patience import until_available
@@ -232,7 +235,11 @@ class Worker:
         lane.programs += bool(claims.spec.harness_json)
         lane.set_permits(answer.permits, answer.permits_version)
         duration = self._lease_seconds = answer.duration.ToTimedelta().total_seconds()
-        return HeldLease(claims, answer.lease, lane, duration, sent + duration)
+        lease = HeldLease(claims, answer.lease, lane, duration, sent + duration)
+        if answer.HasField("grant"):
+            lease.meter = Meter(Tariff(prices_of(claims.spec.subject.model)), lease.wake.set)
+            lease.meter.apply(read_grant(answer.grant, sent))
+        return lease
 
     def _lane(self, name: str) -> Lane:
         """The lane of a model. What one has learned about its endpoint is forgotten when it has been idle for long."""
@@ -330,6 +337,7 @@ class Worker:
                     runner=self.name,
                     permits_in_use=lease.lane.permits_in_use,
                     permits_version=lease.lane.permits_version,
+                    spending=said(lease.meter, last=True),
                 )
                 try:
                     answer = await self._leases.CompleteShard(request, timeout=RPC_SECONDS)
@@ -360,6 +368,7 @@ class Worker:
                     reason=reason,
                     # What is no valid text would keep the hub from hearing of it at all.
                     message=valid(message)[:2000],
+                    spending=said(lease.meter, last=True),
                 ),
                 timeout=RPC_SECONDS,
             )

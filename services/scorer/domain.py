@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from benchgen.scoring.rules import RuleScore
+from services.common.amounts import NOTHING, Amount
 
 
 class Outcome(IntEnum):
@@ -111,6 +112,10 @@ class Record:
     failed_calls: list[dict[str, Any]] = field(default_factory=list)
     spend_counted: bool = False
     """Whether what it used is in the run's totals already: a program's calls are counted one by one."""
+    shard: str = ""
+    """Which lease it came under, together with the attempt."""
+    charge: Amount | None = None
+    """What its calls count for against budgets; None where there are none."""
     payload_digest: str | None = None
     payload_bytes: int | None = None
     cluster: str | None = None
@@ -193,6 +198,8 @@ class Totals:
     cost_picousd: int = 0
     calls_of_unknown_cost: int = 0
     cache_hits: int = 0
+    charges: dict[tuple[str, int], Amount] = field(default_factory=dict)
+    """By lease: shard and attempt."""
 
     def add_standing(self, outcome: Outcome, value: float | None, passed: bool | None, sign: int = 1) -> None:
         """Count one row of the table of results in, or out; value and verdict are those of the primary rule."""
@@ -217,3 +224,6 @@ class Totals:
         known = record.known_picousd if record.cost_picousd is None else record.cost_picousd
         self.cost_picousd += known
         self.calls_of_unknown_cost += record.calls_of_unknown_cost
+        if record.charge is not None:
+            lease = (record.shard, record.attempt)
+            self.charges[lease] = self.charges.get(lease, NOTHING).plus(record.charge)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2, model_pb2, result_pb2
-from benchgen.scoring.cost import Prices, Usage, cost_picousd
+from benchgen.scoring.cost import Usage, cost_picousd
+from services.common.amounts import Amount
+from services.common.models.bounds import prices_of
 from services.scorer.domain import CacheKey, Outcome, Record, model_key, request_key
 
 #: Of an answer, and of the reasoning that came with it, in bytes.
@@ -26,6 +28,8 @@ MAX_PAYLOAD = 64 * 1024 * 1024
 _MAX_NAME = 200
 _MAX_TOKENS = 2**31 - 1
 _MAX_COST = 2**63 - 1
+#: Sums of a whole run stay within 64 bits.
+_MOST_CHARGE = 2**50
 _MAX_MILLISECONDS = 1e10
 #: A sha256 as the contracts write it.
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -83,6 +87,7 @@ class Intake:
         self._requests = requests
         self._model = model_key_of(claims.spec.subject.model) if requests else b""
         self._attempt = claims.attempt
+        self._shard = claims.shard
         self._trials = claims.spec.trials
         self._first = claims.first
         self._last = claims.first + claims.count - 1
@@ -141,6 +146,8 @@ class Intake:
             known_picousd=spend.known_picousd,
             calls_of_unknown_cost=spend.unknown,
             failed_calls=[_failed_call(call) for call in result.failed_calls],
+            shard=self._shard,
+            charge=_charge(result.charge) if result.HasField("charge") else None,
             payload_digest=payload.digest if payload else None,
             payload_bytes=payload.size_bytes if payload else None,
             keep_as=self._keep_as(offset, result) if self._requests else None,
@@ -246,16 +253,6 @@ def endpoint_key(api: model_pb2.Model.Api.ValueType, base_url: str, model_id: st
     return model_key(int(api or model_pb2.Model.API_OPENAI_CHAT), base_url, model_id)
 
 
-def prices_of(model: model_pb2.Model) -> Prices:
-    """The prices that a run froze."""
-    price = model.price
-    return Prices.per_million(
-        input=price.input_usd_per_mtok or None,
-        output=price.output_usd_per_mtok or None,
-        input_cached=price.cached_usd_per_mtok or None,
-    )
-
-
 def clean(text: str) -> str:
     """Text as Postgres takes it: it has no place for NUL."""
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
@@ -266,6 +263,14 @@ def check_payload(payload: result_pb2.PayloadRef) -> None:
     _digest(payload.digest, "payload.digest")
     if payload.size_bytes > MAX_PAYLOAD:
         raise InvalidInput(f"payload: at most {MAX_PAYLOAD} bytes, found {payload.size_bytes}")
+
+
+def _charge(charge: result_pb2.Charge) -> Amount:
+    if not 0 <= charge.picousd <= _MOST_CHARGE or charge.tokens > _MOST_CHARGE:
+        raise InvalidInput(
+            f"charge: expected 0 to {_MOST_CHARGE}, found {charge.picousd} and {charge.tokens}"
+        )
+    return Amount(charge.picousd, charge.tokens)
 
 
 def _bounded(text: str, field: str) -> str:

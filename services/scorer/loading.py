@@ -9,10 +9,11 @@ from functools import partial
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2, run_pb2
 from benchgen.scoring.cost import Usage, cost_picousd
+from services.common.models.bounds import prices_of
 from services.common.parts import CaseReader
 from services.scorer.cases import Judge
 from services.scorer.domain import Outcome, Record, ScoredRecord, TrialKey
-from services.scorer.intake import MAX_RESPONSE, Intake, clean, prices_of
+from services.scorer.intake import MAX_RESPONSE, Intake, clean
 from services.scorer.predictions import Prediction, PredictionStore
 from services.scorer.recorder import Recorder
 from services.scorer.turns import in_turns

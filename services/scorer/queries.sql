@@ -124,6 +124,22 @@ SET recorded = recorded + $2, scored = scored + $3, passed = passed + $4, faults
 WHERE run_id = $1 AND sealed_at IS NULL
 RETURNING 1;
 
+-- name: add_charges
+-- In the transaction of a batch, after its progress: that lock orders them.
+INSERT INTO charges AS c (run_id, shard, attempt, picousd, tokens)
+SELECT $1, * FROM unnest($2::text[], $3::int[], $4::bigint[], $5::bigint[])
+ON CONFLICT (run_id, shard, attempt) DO UPDATE
+SET picousd = c.picousd + excluded.picousd, tokens = c.tokens + excluded.tokens;
+
+-- name: get_charges
+SELECT coalesce(c.picousd, 0) AS picousd, coalesce(c.tokens, 0) AS tokens
+FROM unnest($2::text[], $3::int[]) WITH ORDINALITY AS l (shard, attempt, place)
+LEFT JOIN charges c ON c.run_id = $1 AND c.shard = l.shard AND c.attempt = l.attempt
+ORDER BY l.place;
+
+-- name: remove_charges
+DELETE FROM charges WHERE run_id = $1;
+
 -- name: seal
 -- Sealing a sealed run changes nothing, unless a later epoch ends: then the run was cancelled before it was reported.
 UPDATE run_progress

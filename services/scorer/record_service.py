@@ -33,6 +33,7 @@ from services.scorer.turns import in_turns
 
 _MAX_RESULTS = 256
 _MAX_RANGES = 1000
+_MAX_LEASES = 1000
 #: One result may be larger: it cannot be sent in two.
 _MAX_BYTES = 1024 * 1024 + 1024
 
@@ -213,7 +214,9 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
                 final_state=run_pb2.Run.State.Name(request.final_state).removeprefix("STATE_").lower(),
                 seconds=request.seconds,
             )
-        reported = not standing.pending_scores and await self._reporter.report(request.spec, standing)
+        reported = not standing.pending_scores and await self._reporter.report(
+            request.spec, standing, request.budget if request.HasField("budget") else None
+        )
         state = (
             result_pb2.SealRunResponse.STATE_REPORTED
             if reported
@@ -259,6 +262,18 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         async with self._pool.acquire() as connection:
             incomplete = await store.find_incomplete(connection, request.run, ranges)
         return result_pb2.FindMissingResponse(incomplete=incomplete)
+
+    async def GetCharges(  # noqa: N802
+        self, request: result_pb2.GetChargesRequest, context: Context
+    ) -> result_pb2.GetChargesResponse:
+        if len(request.leases) > _MAX_LEASES:
+            raise InvalidInput(f"at most {_MAX_LEASES} leases at once")
+        leases = [(lease.shard, lease.attempt) for lease in request.leases]
+        async with self._pool.acquire() as connection:
+            found = await store.charges(connection, request.run, leases)
+        return result_pb2.GetChargesResponse(
+            charges=[result_pb2.Charge(picousd=charge.picousd, tokens=charge.tokens) for charge in found]
+        )
 
     async def DeleteResults(  # noqa: N802
         self, request: result_pb2.DeleteResultsRequest, context: Context

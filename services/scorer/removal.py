@@ -19,6 +19,8 @@ log = structlog.get_logger()
 
 #: Rows that one transaction removes, and how long one call goes on with the next, seconds.
 _ROWS = 5000
+#: What goes at once, in this order.
+_WHOLE = ("mark_removed", "remove_progress", "remove_scorings", "remove_reports", "remove_charges")
 _SECONDS = 5.0
 _OBJECTS = 1000
 
@@ -41,7 +43,7 @@ class Remover:
             async with self._pool.acquire() as connection, connection.transaction():
                 if not await connection.fetchval(SQL["try_claim_removal"], run):
                     return False
-                for query in ("mark_removed", "remove_progress", "remove_scorings", "remove_reports"):
+                for query in _WHOLE:
                     await connection.execute(SQL[query], run)
                 if not await self._remove_rows(connection, run, ended_at):
                     return True

@@ -7,6 +7,7 @@ from typing import Any
 
 import asyncpg
 import orjson
+from google.protobuf.json_format import MessageToDict
 
 from benchgen.eval.v1 import run_pb2
 from benchgen.scoring.report import (
@@ -31,8 +32,13 @@ class Reporter:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def report(self, spec: run_pb2.RunSpec, standing: Standing) -> bool:
-        """Make the report of this seal unless it is there; False while another replica is making it."""
+    async def report(
+        self, spec: run_pb2.RunSpec, standing: Standing, budget: run_pb2.Budget | None = None
+    ) -> bool:
+        """Make the report of this seal unless it is there; False while another replica is making it.
+
+        :param budget: what the hub says that the run was allowed to spend, and did.
+        """
         # Nothing changes in a sealed run, so that every figure is of the same results.
         async with self._pool.acquire() as connection, connection.transaction():
             if not await connection.fetchval(SQL["try_claim_report"], spec.run):
@@ -54,6 +60,9 @@ class Reporter:
                 "trials": spec.trials,
                 **cached,
             }
+            if budget is not None:
+                budget.used.errors = max(0, standing.totals.faults)
+                document["budget"] = MessageToDict(budget, preserving_proto_field_name=True)
             await connection.execute(
                 SQL["insert_report"], spec.run, standing.seal, orjson.dumps(document).decode()
             )

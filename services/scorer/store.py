@@ -11,6 +11,7 @@ import asyncpg
 import orjson
 
 from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
+from services.common.amounts import Amount
 from services.common.queries import load_queries
 from services.scorer import cache_store
 from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, TrialKey, merge
@@ -92,14 +93,46 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
         item.count_in(totals)
         totals.add_spend(item.record)
     try:
-        await connection.execute(
-            SQL["store_new"], run_id, _result_rows(ordered), _score_rows(ordered), *_added(totals)
-        )
+        if totals.charges:
+            async with connection.transaction():
+                await _store_new(connection, run_id, ordered, totals)
+                await _add_charges(connection, run_id, totals)
+        else:
+            await _store_new(connection, run_id, ordered, totals)
     except asyncpg.PostgresError as error:
         if error.sqlstate != _DOES_NOT_FIT:
             raise
         return await _store_step_by_step(connection, run_id, ordered)
     return totals
+
+
+async def _store_new(
+    connection: Connection, run_id: str, ordered: Sequence[ScoredRecord], totals: Totals
+) -> None:
+    await connection.execute(
+        SQL["store_new"], run_id, _result_rows(ordered), _score_rows(ordered), *_added(totals)
+    )
+
+
+async def _add_charges(connection: Connection, run_id: str, totals: Totals) -> None:
+    """Count what results count for against budgets, by lease. In one order, like the results."""
+    leases = sorted(totals.charges)
+    charges = [totals.charges[lease] for lease in leases]
+    await connection.execute(
+        SQL["add_charges"],
+        run_id,
+        [shard for shard, _ in leases],
+        [attempt for _, attempt in leases],
+        [charge.picousd for charge in charges],
+        [charge.tokens for charge in charges],
+    )
+
+
+async def charges(connection: Connection, run_id: str, leases: Sequence[tuple[str, int]]) -> list[Amount]:
+    """What was recorded under leases (shard and attempt), in the order asked."""
+    shards, attempts = [shard for shard, _ in leases], [attempt for _, attempt in leases]
+    rows = await connection.fetch(SQL["get_charges"], run_id, shards, attempts)
+    return [Amount(row["picousd"], row["tokens"]) for row in rows]
 
 
 async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequence[ScoredRecord]) -> Totals:
@@ -123,6 +156,8 @@ async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequ
         await connection.execute(SQL["insert_scores"], run_id, _score_rows(standing))
         if await connection.fetchval(SQL["add_progress"], run_id, *_added(totals)) is None:
             raise _sealed(run_id)
+        if totals.charges:
+            await _add_charges(connection, run_id, totals)
     return totals
 
 

@@ -26,51 +26,57 @@ from benchgen.eval.v1 import run_pb2 as benchgen_dot_eval_dot_v1_dot_run__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x65nchgen/eval/v1/lease.proto\x12\x10\x62\x65nchgen.eval.v1\x1a\x1a\x62\x65nchgen/eval/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb3\x01\n\x0bLeaseClaims\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x0e\n\x06runner\x18\x05 \x01(\t\x12\r\n\x05\x66irst\x18\x06 \x01(\r\x12\r\n\x05\x63ount\x18\x07 \x01(\r\x12\x11\n\tpositions\x18\x08 \x03(\r\x12\'\n\x04spec\x18\t \x01(\x0b\x32\x19.benchgen.eval.v1.RunSpec\"0\n\x0bSignedLease\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x9c\x01\n\x05Grant\x12\x19\n\x0c\x63ost_picousd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x06\x65rrors\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\'\n\x04time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\n\r_cost_picousdB\t\n\x07_tokensB\t\n\x07_errors\"F\n\x11LeaseShardRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x0e\n\x06runner\x18\x03 \x01(\t\"\xc1\x01\n\x12LeaseShardResponse\x12,\n\x05lease\x18\x01 \x01(\x0b\x32\x1d.benchgen.eval.v1.SignedLease\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07permits\x18\x03 \x01(\r\x12&\n\x05grant\x18\x04 \x01(\x0b\x32\x17.benchgen.eval.v1.Grant\x12\x17\n\x0fpermits_version\x18\x05 \x01(\x04\"\xa1\x01\n\x11RenewLeaseRequest\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12\x16\n\x0epermits_in_use\x18\x04 \x01(\r\x12\x15\n\rspent_picousd\x18\x05 \x01(\x03\x12\x14\n\x0cspent_tokens\x18\x06 \x01(\x04\x12\x17\n\x0fpermits_version\x18\x07 \x01(\x04\"\xad\x02\n\x12RenewLeaseResponse\x12=\n\x07verdict\x18\x01 \x01(\x0e\x32,.benchgen.eval.v1.RenewLeaseResponse.Verdict\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07permits\x18\x03 \x01(\r\x12&\n\x05grant\x18\x04 \x01(\x0b\x32\x17.benchgen.eval.v1.Grant\x12\x17\n\x0fpermits_version\x18\x05 \x01(\x04\"Y\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_GO_ON\x10\x01\x12\x10\n\x0cVERDICT_STOP\x10\x02\x12\x10\n\x0cVERDICT_LOST\x10\x03\"w\n\x14\x43ompleteShardRequest\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12\x16\n\x0epermits_in_use\x18\x04 \x01(\r\x12\x17\n\x0fpermits_version\x18\x05 \x01(\x04\"A\n\x15\x43ompleteShardResponse\x12\x0f\n\x07permits\x18\x01 \x01(\r\x12\x17\n\x0fpermits_version\x18\x02 \x01(\x04\"\xf3\x01\n\x13ReleaseShardRequest\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12<\n\x06reason\x18\x04 \x01(\x0e\x32,.benchgen.eval.v1.ReleaseShardRequest.Reason\x12\x0f\n\x07message\x18\x05 \x01(\t\"]\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_STOPPING\x10\x01\x12\x10\n\x0cREASON_FAULT\x10\x02\x12\x14\n\x10REASON_PERMANENT\x10\x03\"\x16\n\x14ReleaseShardResponse\"E\n\x15GetModelSecretRequest\x12,\n\x05lease\x18\x01 \x01(\x0b\x32\x1d.benchgen.eval.v1.SignedLease\"(\n\x16GetModelSecretResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\"B\n\x11KeepRunnerRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\r\n\x05\x63\x61lls\x18\x03 \x01(\r\"Y\n\x12KeepRunnerResponse\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0estopped_shards\x18\x02 \x03(\t\"%\n\x13RemoveRunnerRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\"\x16\n\x14RemoveRunnerResponse2\x9e\x05\n\x0cLeaseService\x12W\n\nLeaseShard\x12#.benchgen.eval.v1.LeaseShardRequest\x1a$.benchgen.eval.v1.LeaseShardResponse\x12W\n\nRenewLease\x12#.benchgen.eval.v1.RenewLeaseRequest\x1a$.benchgen.eval.v1.RenewLeaseResponse\x12`\n\rCompleteShard\x12&.benchgen.eval.v1.CompleteShardRequest\x1a\'.benchgen.eval.v1.CompleteShardResponse\x12]\n\x0cReleaseShard\x12%.benchgen.eval.v1.ReleaseShardRequest\x1a&.benchgen.eval.v1.ReleaseShardResponse\x12\x63\n\x0eGetModelSecret\x12\'.benchgen.eval.v1.GetModelSecretRequest\x1a(.benchgen.eval.v1.GetModelSecretResponse\x12W\n\nKeepRunner\x12#.benchgen.eval.v1.KeepRunnerRequest\x1a$.benchgen.eval.v1.KeepRunnerResponse\x12]\n\x0cRemoveRunner\x12%.benchgen.eval.v1.RemoveRunnerRequest\x1a&.benchgen.eval.v1.RemoveRunnerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x65nchgen/eval/v1/lease.proto\x12\x10\x62\x65nchgen.eval.v1\x1a\x1a\x62\x65nchgen/eval/v1/run.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb3\x01\n\x0bLeaseClaims\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\r\n\x05\x65poch\x18\x04 \x01(\r\x12\x0e\n\x06runner\x18\x05 \x01(\t\x12\r\n\x05\x66irst\x18\x06 \x01(\r\x12\r\n\x05\x63ount\x18\x07 \x01(\r\x12\x11\n\tpositions\x18\x08 \x03(\r\x12\'\n\x04spec\x18\t \x01(\x0b\x32\x19.benchgen.eval.v1.RunSpec\"0\n\x0bSignedLease\x12\x0e\n\x06\x63laims\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"\x9c\x01\n\x05Grant\x12\x19\n\x0c\x63ost_picousd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x13\n\x06\x65rrors\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\'\n\x04time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\n\r_cost_picousdB\t\n\x07_tokensB\t\n\x07_errors\"\xde\x01\n\x08Spending\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12\x15\n\rspent_picousd\x18\x02 \x01(\x03\x12\x14\n\x0cspent_tokens\x18\x03 \x01(\x04\x12\x14\n\x0cheld_picousd\x18\x04 \x01(\x03\x12\x13\n\x0bheld_tokens\x18\x05 \x01(\x04\x12\x14\n\x0cnext_picousd\x18\x06 \x01(\x03\x12\x13\n\x0bnext_tokens\x18\x07 \x01(\x04\x12\x16\n\x0ewanted_picousd\x18\x08 \x01(\x03\x12\x15\n\rwanted_tokens\x18\t \x01(\x04\x12\x0e\n\x06\x65rrors\x18\n \x01(\r\"F\n\x11LeaseShardRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\t\x12\x0e\n\x06runner\x18\x03 \x01(\t\"\xc1\x01\n\x12LeaseShardResponse\x12,\n\x05lease\x18\x01 \x01(\x0b\x32\x1d.benchgen.eval.v1.SignedLease\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07permits\x18\x03 \x01(\r\x12&\n\x05grant\x18\x04 \x01(\x0b\x32\x17.benchgen.eval.v1.Grant\x12\x17\n\x0fpermits_version\x18\x05 \x01(\x04\"\xd7\x01\n\x11RenewLeaseRequest\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12\x16\n\x0epermits_in_use\x18\x04 \x01(\r\x12\x19\n\rspent_picousd\x18\x05 \x01(\x03\x42\x02\x18\x01\x12\x18\n\x0cspent_tokens\x18\x06 \x01(\x04\x42\x02\x18\x01\x12\x17\n\x0fpermits_version\x18\x07 \x01(\x04\x12,\n\x08spending\x18\x08 \x01(\x0b\x32\x1a.benchgen.eval.v1.Spending\"\xad\x02\n\x12RenewLeaseResponse\x12=\n\x07verdict\x18\x01 \x01(\x0e\x32,.benchgen.eval.v1.RenewLeaseResponse.Verdict\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07permits\x18\x03 \x01(\r\x12&\n\x05grant\x18\x04 \x01(\x0b\x32\x17.benchgen.eval.v1.Grant\x12\x17\n\x0fpermits_version\x18\x05 \x01(\x04\"Y\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_GO_ON\x10\x01\x12\x10\n\x0cVERDICT_STOP\x10\x02\x12\x10\n\x0cVERDICT_LOST\x10\x03\"\xa5\x01\n\x14\x43ompleteShardRequest\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12\x16\n\x0epermits_in_use\x18\x04 \x01(\r\x12\x17\n\x0fpermits_version\x18\x05 \x01(\x04\x12,\n\x08spending\x18\x08 \x01(\x0b\x32\x1a.benchgen.eval.v1.Spending\"A\n\x15\x43ompleteShardResponse\x12\x0f\n\x07permits\x18\x01 \x01(\r\x12\x17\n\x0fpermits_version\x18\x02 \x01(\x04\"\xa1\x02\n\x13ReleaseShardRequest\x12\r\n\x05shard\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06runner\x18\x03 \x01(\t\x12<\n\x06reason\x18\x04 \x01(\x0e\x32,.benchgen.eval.v1.ReleaseShardRequest.Reason\x12\x0f\n\x07message\x18\x05 \x01(\t\x12,\n\x08spending\x18\x08 \x01(\x0b\x32\x1a.benchgen.eval.v1.Spending\"]\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0fREASON_STOPPING\x10\x01\x12\x10\n\x0cREASON_FAULT\x10\x02\x12\x14\n\x10REASON_PERMANENT\x10\x03\"\x16\n\x14ReleaseShardResponse\"E\n\x15GetModelSecretRequest\x12,\n\x05lease\x18\x01 \x01(\x0b\x32\x1d.benchgen.eval.v1.SignedLease\"(\n\x16GetModelSecretResponse\x12\x0e\n\x06secret\x18\x01 \x01(\t\"B\n\x11KeepRunnerRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\x12\x0e\n\x06shards\x18\x02 \x01(\r\x12\r\n\x05\x63\x61lls\x18\x03 \x01(\r\"Y\n\x12KeepRunnerResponse\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0estopped_shards\x18\x02 \x03(\t\"%\n\x13RemoveRunnerRequest\x12\x0e\n\x06runner\x18\x01 \x01(\t\"\x16\n\x14RemoveRunnerResponse2\x9e\x05\n\x0cLeaseService\x12W\n\nLeaseShard\x12#.benchgen.eval.v1.LeaseShardRequest\x1a$.benchgen.eval.v1.LeaseShardResponse\x12W\n\nRenewLease\x12#.benchgen.eval.v1.RenewLeaseRequest\x1a$.benchgen.eval.v1.RenewLeaseResponse\x12`\n\rCompleteShard\x12&.benchgen.eval.v1.CompleteShardRequest\x1a\'.benchgen.eval.v1.CompleteShardResponse\x12]\n\x0cReleaseShard\x12%.benchgen.eval.v1.ReleaseShardRequest\x1a&.benchgen.eval.v1.ReleaseShardResponse\x12\x63\n\x0eGetModelSecret\x12\'.benchgen.eval.v1.GetModelSecretRequest\x1a(.benchgen.eval.v1.GetModelSecretResponse\x12W\n\nKeepRunner\x12#.benchgen.eval.v1.KeepRunnerRequest\x1a$.benchgen.eval.v1.KeepRunnerResponse\x12]\n\x0cRemoveRunner\x12%.benchgen.eval.v1.RemoveRunnerRequest\x1a&.benchgen.eval.v1.RemoveRunnerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'benchgen.eval.v1.lease_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_RENEWLEASEREQUEST'].fields_by_name['spent_picousd']._loaded_options = None
+  _globals['_RENEWLEASEREQUEST'].fields_by_name['spent_picousd']._serialized_options = b'\030\001'
+  _globals['_RENEWLEASEREQUEST'].fields_by_name['spent_tokens']._loaded_options = None
+  _globals['_RENEWLEASEREQUEST'].fields_by_name['spent_tokens']._serialized_options = b'\030\001'
   _globals['_LEASECLAIMS']._serialized_start=111
   _globals['_LEASECLAIMS']._serialized_end=290
   _globals['_SIGNEDLEASE']._serialized_start=292
   _globals['_SIGNEDLEASE']._serialized_end=340
   _globals['_GRANT']._serialized_start=343
   _globals['_GRANT']._serialized_end=499
-  _globals['_LEASESHARDREQUEST']._serialized_start=501
-  _globals['_LEASESHARDREQUEST']._serialized_end=571
-  _globals['_LEASESHARDRESPONSE']._serialized_start=574
-  _globals['_LEASESHARDRESPONSE']._serialized_end=767
-  _globals['_RENEWLEASEREQUEST']._serialized_start=770
-  _globals['_RENEWLEASEREQUEST']._serialized_end=931
-  _globals['_RENEWLEASERESPONSE']._serialized_start=934
-  _globals['_RENEWLEASERESPONSE']._serialized_end=1235
-  _globals['_RENEWLEASERESPONSE_VERDICT']._serialized_start=1146
-  _globals['_RENEWLEASERESPONSE_VERDICT']._serialized_end=1235
-  _globals['_COMPLETESHARDREQUEST']._serialized_start=1237
-  _globals['_COMPLETESHARDREQUEST']._serialized_end=1356
-  _globals['_COMPLETESHARDRESPONSE']._serialized_start=1358
-  _globals['_COMPLETESHARDRESPONSE']._serialized_end=1423
-  _globals['_RELEASESHARDREQUEST']._serialized_start=1426
-  _globals['_RELEASESHARDREQUEST']._serialized_end=1669
-  _globals['_RELEASESHARDREQUEST_REASON']._serialized_start=1576
-  _globals['_RELEASESHARDREQUEST_REASON']._serialized_end=1669
-  _globals['_RELEASESHARDRESPONSE']._serialized_start=1671
-  _globals['_RELEASESHARDRESPONSE']._serialized_end=1693
-  _globals['_GETMODELSECRETREQUEST']._serialized_start=1695
-  _globals['_GETMODELSECRETREQUEST']._serialized_end=1764
-  _globals['_GETMODELSECRETRESPONSE']._serialized_start=1766
-  _globals['_GETMODELSECRETRESPONSE']._serialized_end=1806
-  _globals['_KEEPRUNNERREQUEST']._serialized_start=1808
-  _globals['_KEEPRUNNERREQUEST']._serialized_end=1874
-  _globals['_KEEPRUNNERRESPONSE']._serialized_start=1876
-  _globals['_KEEPRUNNERRESPONSE']._serialized_end=1965
-  _globals['_REMOVERUNNERREQUEST']._serialized_start=1967
-  _globals['_REMOVERUNNERREQUEST']._serialized_end=2004
-  _globals['_REMOVERUNNERRESPONSE']._serialized_start=2006
-  _globals['_REMOVERUNNERRESPONSE']._serialized_end=2028
-  _globals['_LEASESERVICE']._serialized_start=2031
-  _globals['_LEASESERVICE']._serialized_end=2701
+  _globals['_SPENDING']._serialized_start=502
+  _globals['_SPENDING']._serialized_end=724
+  _globals['_LEASESHARDREQUEST']._serialized_start=726
+  _globals['_LEASESHARDREQUEST']._serialized_end=796
+  _globals['_LEASESHARDRESPONSE']._serialized_start=799
+  _globals['_LEASESHARDRESPONSE']._serialized_end=992
+  _globals['_RENEWLEASEREQUEST']._serialized_start=995
+  _globals['_RENEWLEASEREQUEST']._serialized_end=1210
+  _globals['_RENEWLEASERESPONSE']._serialized_start=1213
+  _globals['_RENEWLEASERESPONSE']._serialized_end=1514
+  _globals['_RENEWLEASERESPONSE_VERDICT']._serialized_start=1425
+  _globals['_RENEWLEASERESPONSE_VERDICT']._serialized_end=1514
+  _globals['_COMPLETESHARDREQUEST']._serialized_start=1517
+  _globals['_COMPLETESHARDREQUEST']._serialized_end=1682
+  _globals['_COMPLETESHARDRESPONSE']._serialized_start=1684
+  _globals['_COMPLETESHARDRESPONSE']._serialized_end=1749
+  _globals['_RELEASESHARDREQUEST']._serialized_start=1752
+  _globals['_RELEASESHARDREQUEST']._serialized_end=2041
+  _globals['_RELEASESHARDREQUEST_REASON']._serialized_start=1948
+  _globals['_RELEASESHARDREQUEST_REASON']._serialized_end=2041
+  _globals['_RELEASESHARDRESPONSE']._serialized_start=2043
+  _globals['_RELEASESHARDRESPONSE']._serialized_end=2065
+  _globals['_GETMODELSECRETREQUEST']._serialized_start=2067
+  _globals['_GETMODELSECRETREQUEST']._serialized_end=2136
+  _globals['_GETMODELSECRETRESPONSE']._serialized_start=2138
+  _globals['_GETMODELSECRETRESPONSE']._serialized_end=2178
+  _globals['_KEEPRUNNERREQUEST']._serialized_start=2180
+  _globals['_KEEPRUNNERREQUEST']._serialized_end=2246
+  _globals['_KEEPRUNNERRESPONSE']._serialized_start=2248
+  _globals['_KEEPRUNNERRESPONSE']._serialized_end=2337
+  _globals['_REMOVERUNNERREQUEST']._serialized_start=2339
+  _globals['_REMOVERUNNERREQUEST']._serialized_end=2376
+  _globals['_REMOVERUNNERRESPONSE']._serialized_start=2378
+  _globals['_REMOVERUNNERRESPONSE']._serialized_end=2400
+  _globals['_LEASESERVICE']._serialized_start=2403
+  _globals['_LEASESERVICE']._serialized_end=3073
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,11 @@ if sys.version_info >= (3, 11):
 else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
+if sys.version_info >= (3, 13):
+    from warnings import deprecated as _deprecated
+else:
+    from typing_extensions import deprecated as _deprecated
+
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
@@ -107,7 +112,7 @@ Global___SignedLease: _TypeAlias = SignedLease  # noqa: Y015
 
 @_typing.final
 class Grant(_message.Message):
-    """What may still be spent under a lease, reserved from the run's and the key's budgets. Not set: no limit."""
+    """What may be spent under a lease in all, reserved from the run's and the key's budgets. Not set: no limit."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -116,14 +121,14 @@ class Grant(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
     cost_picousd: _builtins.int
-    """In 1e-12 US dollars."""
+    """In 1e-12 US dollars, what was spent under the lease before included."""
     tokens: _builtins.int
-    """Tokens in and out."""
+    """Tokens in and out, likewise."""
     errors: _builtins.int
-    """Results that end in a fault."""
+    """How many results may still end in a fault before the holder should say so at once."""
     @_builtins.property
     def time(self) -> _duration_pb2.Duration:
-        """Until then calls may be started, from the moment the message was sent."""
+        """Until then calls may be started, from the moment the request was sent."""
 
     def __init__(
         self,
@@ -151,6 +156,68 @@ class Grant(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens) -> _WhichOneofReturnType__tokens | None: ...
 
 Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class Spending(_message.Message):
+    """What the holder of a lease says about its grant. From the moment it is sent until an answer to it, or to a later one,
+    arrives the holder uses `held` at most: the hub may give the rest to others.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SPENT_PICOUSD_FIELD_NUMBER: _builtins.int
+    SPENT_TOKENS_FIELD_NUMBER: _builtins.int
+    HELD_PICOUSD_FIELD_NUMBER: _builtins.int
+    HELD_TOKENS_FIELD_NUMBER: _builtins.int
+    NEXT_PICOUSD_FIELD_NUMBER: _builtins.int
+    NEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    WANTED_PICOUSD_FIELD_NUMBER: _builtins.int
+    WANTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Counts up with everything that is said about the lease; what arrives after something later changes nothing."""
+    spent_picousd: _builtins.int
+    """What calls that have ended cost, in 1e-12 US dollars. What is not known of a call counts as the most that it can
+    have cost.
+    """
+    spent_tokens: _builtins.int
+    """The tokens of calls that have ended, likewise."""
+    held_picousd: _builtins.int
+    """The same and the most that calls in flight can cost."""
+    held_tokens: _builtins.int
+    """The same and the most tokens that calls in flight can use."""
+    next_picousd: _builtins.int
+    """The most that the next call can cost; 0 when there is none to make."""
+    next_tokens: _builtins.int
+    """The most tokens that the next call can use; 0 when there is none to make."""
+    wanted_picousd: _builtins.int
+    """What all calls that are left can cost at most, as far as known; at least as much as the next one."""
+    wanted_tokens: _builtins.int
+    """The most tokens that all calls that are left can use, likewise."""
+    errors: _builtins.int
+    """How many results of the lease ended in a fault."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        spent_picousd: _builtins.int = ...,
+        spent_tokens: _builtins.int = ...,
+        held_picousd: _builtins.int = ...,
+        held_tokens: _builtins.int = ...,
+        next_picousd: _builtins.int = ...,
+        next_tokens: _builtins.int = ...,
+        wanted_picousd: _builtins.int = ...,
+        wanted_tokens: _builtins.int = ...,
+        errors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "held_picousd", b"held_picousd", "held_tokens", b"held_tokens", "next_picousd", b"next_picousd", "next_tokens", b"next_tokens", "sequence", b"sequence", "spent_picousd", b"spent_picousd", "spent_tokens", b"spent_tokens", "wanted_picousd", b"wanted_picousd", "wanted_tokens", b"wanted_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spending: _TypeAlias = Spending  # noqa: Y015
 
 @_typing.final
 class LeaseShardRequest(_message.Message):
@@ -241,6 +308,7 @@ class RenewLeaseRequest(_message.Message):
     SPENT_PICOUSD_FIELD_NUMBER: _builtins.int
     SPENT_TOKENS_FIELD_NUMBER: _builtins.int
     PERMITS_VERSION_FIELD_NUMBER: _builtins.int
+    SPENDING_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard's id."""
     attempt: _builtins.int
@@ -251,14 +319,34 @@ class RenewLeaseRequest(_message.Message):
     """How many calls the runner has, or may still start without asking, for this model: the hub counts these against
     the model's cap until the runner says less.
     """
-    spent_picousd: _builtins.int
-    """What the lease has cost so far, in 1e-12 US dollars, where known."""
-    spent_tokens: _builtins.int
-    """Tokens used so far."""
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def spent_picousd(self) -> _builtins.int:
+        """Not used: see `spending`."""
+
+    @spent_picousd.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def spent_picousd(self, value: _builtins.int) -> None:
+        """Not used: see `spending`."""
+
+    @_builtins.property
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def spent_tokens(self) -> _builtins.int:
+        """Not used: see `spending`."""
+
+    @spent_tokens.setter
+    @_deprecated("""This field has been marked as deprecated using proto field options.""")
+    def spent_tokens(self, value: _builtins.int) -> None:
+        """Not used: see `spending`."""
+
     permits_version: _builtins.int
     """The newest version of permits that the runner has heard of for this model: what it says it has in use counts when
     that is the latest there is. 0: not stated.
     """
+    @_builtins.property
+    def spending(self) -> Global___Spending:
+        """What became of the grant; not set under a lease without one."""
+
     def __init__(
         self,
         *,
@@ -269,10 +357,11 @@ class RenewLeaseRequest(_message.Message):
         spent_picousd: _builtins.int = ...,
         spent_tokens: _builtins.int = ...,
         permits_version: _builtins.int = ...,
+        spending: Global___Spending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spending", b"spending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "permits_version", b"permits_version", "runner", b"runner", "shard", b"shard", "spent_picousd", b"spent_picousd", "spent_tokens", b"spent_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "permits_version", b"permits_version", "runner", b"runner", "shard", b"shard", "spending", b"spending", "spent_picousd", b"spent_picousd", "spent_tokens", b"spent_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,6 +453,7 @@ class CompleteShardRequest(_message.Message):
     RUNNER_FIELD_NUMBER: _builtins.int
     PERMITS_IN_USE_FIELD_NUMBER: _builtins.int
     PERMITS_VERSION_FIELD_NUMBER: _builtins.int
+    SPENDING_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard's id."""
     attempt: _builtins.int
@@ -374,6 +464,10 @@ class CompleteShardRequest(_message.Message):
     """How many permits the runner still uses for this model."""
     permits_version: _builtins.int
     """As in RenewLeaseRequest."""
+    @_builtins.property
+    def spending(self) -> Global___Spending:
+        """The last word about the grant: nothing is in flight. Not set under a lease without one."""
+
     def __init__(
         self,
         *,
@@ -382,10 +476,11 @@ class CompleteShardRequest(_message.Message):
         runner: _builtins.str = ...,
         permits_in_use: _builtins.int = ...,
         permits_version: _builtins.int = ...,
+        spending: Global___Spending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spending", b"spending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "permits_version", b"permits_version", "runner", b"runner", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "permits_in_use", b"permits_in_use", "permits_version", b"permits_version", "runner", b"runner", "shard", b"shard", "spending", b"spending"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -455,6 +550,7 @@ class ReleaseShardRequest(_message.Message):
     RUNNER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    SPENDING_FIELD_NUMBER: _builtins.int
     shard: _builtins.str
     """The shard's id."""
     attempt: _builtins.int
@@ -465,6 +561,10 @@ class ReleaseShardRequest(_message.Message):
     """Why."""
     message: _builtins.str
     """More about why: for a permanent fault, the provider's own words."""
+    @_builtins.property
+    def spending(self) -> Global___Spending:
+        """The last word about the grant: nothing is in flight. Not set under a lease without one."""
+
     def __init__(
         self,
         *,
@@ -473,10 +573,11 @@ class ReleaseShardRequest(_message.Message):
         runner: _builtins.str = ...,
         reason: Global___ReleaseShardRequest.Reason.ValueType = ...,
         message: _builtins.str = ...,
+        spending: Global___Spending | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spending", b"spending"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "reason", b"reason", "runner", b"runner", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "message", b"message", "reason", b"reason", "runner", b"runner", "shard", b"shard", "spending", b"spending"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -230,6 +230,7 @@ class TrialResult(_message.Message):
     NO_COST_FIELD_NUMBER: _builtins.int
     REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
+    CHARGE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The case's position in the dataset."""
     trial: _builtins.int
@@ -282,6 +283,10 @@ class TrialResult(_message.Message):
         recorded one by one: they are counted already, and `calls`, `usage` and `failed_calls` are taken from there.
         """
 
+    @_builtins.property
+    def charge(self) -> Global___Charge:
+        """What its calls count for against budgets; set under a lease with a grant of cost or tokens."""
+
     def __init__(
         self,
         *,
@@ -305,10 +310,11 @@ class TrialResult(_message.Message):
         no_cost: _builtins.bool = ...,
         request_digest: _builtins.str = ...,
         program: Global___ProgramRun | None = ...,
+        charge: Global___Charge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "charge", b"charge", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "reported_model", b"reported_model", "request_digest", b"request_digest", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "charge", b"charge", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "reported_model", b"reported_model", "request_digest", b"request_digest", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_byte_ms: _TypeAlias = _typing.Literal["first_byte_ms"]  # noqa: Y015
     _WhichOneofArgType__first_byte_ms: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms"]  # noqa: Y015
@@ -320,6 +326,32 @@ class TrialResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__latency_ms) -> _WhichOneofReturnType__latency_ms | None: ...
 
 Global___TrialResult: _TypeAlias = TrialResult  # noqa: Y015
+
+@_typing.final
+class Charge(_message.Message):
+    """What calls count for against budgets: what is not known of a call counts as the most that it can have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PICOUSD_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    picousd: _builtins.int
+    """In 1e-12 US dollars."""
+    tokens: _builtins.int
+    """Tokens in and out."""
+    def __init__(
+        self,
+        *,
+        picousd: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["picousd", b"picousd", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Charge: _TypeAlias = Charge  # noqa: Y015
 
 @_typing.final
 class ProgramRun(_message.Message):
@@ -917,6 +949,7 @@ class SealRunRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     FINAL_STATE_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The epoch that ends."""
     final_state: _run_pb2.Run.State.ValueType
@@ -927,6 +960,10 @@ class SealRunRequest(_message.Message):
     def spec(self) -> _run_pb2.RunSpec:
         """The run's whole specification."""
 
+    @_builtins.property
+    def budget(self) -> _run_pb2.Budget:
+        """What it was allowed to spend and did, for the report; not set without a budget."""
+
     def __init__(
         self,
         *,
@@ -934,10 +971,11 @@ class SealRunRequest(_message.Message):
         epoch: _builtins.int = ...,
         final_state: _run_pb2.Run.State.ValueType = ...,
         seconds: _builtins.float = ...,
+        budget: _run_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "final_state", b"final_state", "seconds", b"seconds", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "epoch", b"epoch", "final_state", b"final_state", "seconds", b"seconds", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1152,6 +1190,84 @@ class FindMissingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindMissingResponse: _TypeAlias = FindMissingResponse  # noqa: Y015
+
+@_typing.final
+class GetChargesRequest(_message.Message):
+    """Asks what was recorded under leases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseName]:
+        """Which leases, at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        leases: _abc.Iterable[Global___LeaseName] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChargesRequest: _TypeAlias = GetChargesRequest  # noqa: Y015
+
+@_typing.final
+class LeaseName(_message.Message):
+    """Which lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    shard: _builtins.str
+    """The shard's id."""
+    attempt: _builtins.int
+    """The attempt that the lease was given for."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "shard", b"shard"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseName: _TypeAlias = LeaseName  # noqa: Y015
+
+@_typing.final
+class GetChargesResponse(_message.Message):
+    """What was recorded under leases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHARGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def charges(self) -> _containers.RepeatedCompositeFieldContainer[Global___Charge]:
+        """One for each lease, in the order asked."""
+
+    def __init__(
+        self,
+        *,
+        charges: _abc.Iterable[Global___Charge] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charges", b"charges"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChargesResponse: _TypeAlias = GetChargesResponse  # noqa: Y015
 
 @_typing.final
 class DeleteResultsRequest(_message.Message):
@@ -1972,6 +2088,7 @@ class Report(_message.Message):
     COST_KNOWN_CASES_FIELD_NUMBER: _builtins.int
     CACHE_HITS_FIELD_NUMBER: _builtins.int
     SAVED_TOKENS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     number: _builtins.int
@@ -2030,6 +2147,10 @@ class Report(_message.Message):
     def saved_tokens(self) -> Global___Tokens:
         """Tokens of the calls that these once took, and that nobody spent again, where reported; not set without any."""
 
+    @_builtins.property
+    def budget(self) -> _run_pb2.Budget:
+        """What the run was allowed to spend and did; not set without a budget."""
+
     def __init__(
         self,
         *,
@@ -2054,10 +2175,11 @@ class Report(_message.Message):
         cost_known_cases: _builtins.int = ...,
         cache_hits: _builtins.int = ...,
         saved_tokens: Global___Tokens | None = ...,
+        budget: _run_pb2.Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cost_usd", b"cost_usd", "coverage", b"coverage", "latency_ms", b"latency_ms", "saved_tokens", b"saved_tokens", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cost_usd", b"cost_usd", "coverage", b"coverage", "latency_ms", b"latency_ms", "saved_tokens", b"saved_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -333,6 +333,11 @@ class RecordServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingResponse.FromString,
                 _registered_method=True)
+        self.GetCharges = channel.unary_unary(
+                '/benchgen.eval.v1.RecordService/GetCharges',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetChargesRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetChargesResponse.FromString,
+                _registered_method=True)
         self.DeleteResults = channel.unary_unary(
                 '/benchgen.eval.v1.RecordService/DeleteResults',
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DeleteResultsRequest.SerializeToString,
@@ -421,6 +426,13 @@ class RecordServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCharges(self, request, context):
+        """Says what the results that were recorded under leases count for against budgets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteResults(self, request, context):
         """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
         storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
@@ -493,6 +505,11 @@ def add_RecordServiceServicer_to_server(servicer, server):
                     servicer.FindMissing,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingResponse.SerializeToString,
+            ),
+            'GetCharges': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCharges,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetChargesRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetChargesResponse.SerializeToString,
             ),
             'DeleteResults': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteResults,
@@ -732,6 +749,33 @@ class RecordService:
             '/benchgen.eval.v1.RecordService/FindMissing',
             benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_result__pb2.FindMissingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCharges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RecordService/GetCharges',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.GetChargesRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.GetChargesResponse.FromString,
             options,
             channel_credentials,
             insecure,

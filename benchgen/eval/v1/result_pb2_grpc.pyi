@@ -165,6 +165,8 @@ class RecordServiceStub:
     """Returns how far runs are."""
     FindMissing: _grpc.UnaryUnaryMultiCallable[_result_pb2.FindMissingRequest, _result_pb2.FindMissingResponse]
     """Says which stretches of a run have trials without a final result."""
+    GetCharges: _grpc.UnaryUnaryMultiCallable[_result_pb2.GetChargesRequest, _result_pb2.GetChargesResponse]
+    """Says what the results that were recorded under leases count for against budgets."""
     DeleteResults: _grpc.UnaryUnaryMultiCallable[_result_pb2.DeleteResultsRequest, _result_pb2.DeleteResultsResponse]
     """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
     storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
@@ -209,6 +211,8 @@ class RecordServiceAsyncStub(RecordServiceStub):
     """Returns how far runs are."""
     FindMissing: _aio.UnaryUnaryMultiCallable[_result_pb2.FindMissingRequest, _result_pb2.FindMissingResponse]  # type: ignore[assignment]
     """Says which stretches of a run have trials without a final result."""
+    GetCharges: _aio.UnaryUnaryMultiCallable[_result_pb2.GetChargesRequest, _result_pb2.GetChargesResponse]  # type: ignore[assignment]
+    """Says what the results that were recorded under leases count for against budgets."""
     DeleteResults: _aio.UnaryUnaryMultiCallable[_result_pb2.DeleteResultsRequest, _result_pb2.DeleteResultsResponse]  # type: ignore[assignment]
     """Removes what is stored of a run that the hub has removed: results, scores, reports, and the answers in object
     storage that no other run names. From the first call on nothing of it is served or recorded. Repeat until done;
@@ -298,6 +302,14 @@ class RecordServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_result_pb2.FindMissingResponse, _abc.Awaitable[_result_pb2.FindMissingResponse]]:
         """Says which stretches of a run have trials without a final result."""
+
+    @_abc_1.abstractmethod
+    def GetCharges(
+        self,
+        request: _result_pb2.GetChargesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.GetChargesResponse, _abc.Awaitable[_result_pb2.GetChargesResponse]]:
+        """Says what the results that were recorded under leases count for against budgets."""
 
     @_abc_1.abstractmethod
     def DeleteResults(

@@ -24,50 +24,55 @@ _sym_db = _symbol_database.Default()
 
 from benchgen.eval.v1 import environment_pb2 as benchgen_dot_eval_dot_v1_dot_environment__pb2
 from benchgen.eval.v1 import model_pb2 as benchgen_dot_eval_dot_v1_dot_model__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65nchgen/eval/v1/run.proto\x12\x10\x62\x65nchgen.eval.v1\x1a\"benchgen/eval/v1/environment.proto\x1a\x1c\x62\x65nchgen/eval/v1/model.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x04\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.benchgen.eval.v1.Run.State\x12\x15\n\rstate_message\x18\x03 \x01(\t\x12\'\n\x04spec\x18\x04 \x01(\x0b\x32\x19.benchgen.eval.v1.RunSpec\x12/\n\x08progress\x18\x05 \x01(\x0b\x32\x1d.benchgen.eval.v1.RunProgress\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\t \x01(\r\x12\x10\n\x08priority\x18\n \x01(\x05\"\xba\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x11\n\rSTATE_SCORING\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x14\n\x10STATE_CANCELLING\x10\x06\x12\x13\n\x0fSTATE_CANCELLED\x10\x07\x12\x10\n\x0cSTATE_PAUSED\x10\x08\"\x97\x04\n\x07RunSpec\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x15\n\rinputs_digest\x18\x04 \x01(\t\x12\x16\n\x0etargets_digest\x18\x05 \x01(\t\x12\x18\n\x10solutions_digest\x18\x06 \x01(\t\x12\x14\n\x0cscoring_json\x18\x07 \x01(\t\x12\x16\n\x0escoring_digest\x18\x08 \x01(\t\x12\x14\n\x0cmaterialiser\x18\t \x01(\t\x12*\n\x07subject\x18\n \x01(\x0b\x32\x19.benchgen.eval.v1.Subject\x12\x30\n\ngeneration\x18\x0b \x01(\x0b\x32\x1c.benchgen.eval.v1.Generation\x12\x0c\n\x04seed\x18\x0c \x01(\x04\x12\x0e\n\x06trials\x18\r \x01(\r\x12\r\n\x05\x63\x61ses\x18\x0e \x01(\r\x12.\n\tselection\x18\x0f \x01(\x0b\x32\x1b.benchgen.eval.v1.Selection\x12\x0f\n\x07planned\x18\x10 \x01(\r\x12\x11\n\tsimulated\x18\x11 \x01(\x08\x12\x11\n\tmax_tries\x18\x12 \x01(\r\x12\x1c\n\x14\x63\x61ll_timeout_seconds\x18\x13 \x01(\x01\x12\x14\n\x0cprimary_rule\x18\x14 \x01(\t\x12\x11\n\tuse_cache\x18\x15 \x01(\x08\x12\x14\n\x0charness_json\x18\x16 \x01(\t\"q\n\x07Subject\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x17.benchgen.eval.v1.ModelH\x00\x12\x34\n\x0bpredictions\x18\x02 \x01(\x0b\x32\x1d.benchgen.eval.v1.PredictionsH\x00\x42\x06\n\x04kind\":\n\x0bPredictions\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\t\"*\n\tSelection\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x0e\n\x06sample\x18\x02 \x01(\r\"\x8a\x02\n\x0bRunProgress\x12\x0f\n\x07planned\x18\x01 \x01(\r\x12\x10\n\x08recorded\x18\x02 \x01(\r\x12\x0e\n\x06scored\x18\x03 \x01(\r\x12\x0e\n\x06passed\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61ults\x18\x05 \x01(\r\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\r\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x04\x12\x15\n\routput_tokens\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ost_picousd\x18\t \x01(\x03\x12\x1d\n\x15\x63\x61lls_of_unknown_cost\x18\n \x01(\r\x12\x0e\n\x06shards\x18\x0b \x01(\r\x12\x13\n\x0bshards_done\x18\x0c \x01(\r\x12\x12\n\ncache_hits\x18\r \x01(\r\"\xb2\x02\n\x10\x43reateRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\x34\n\x0bpredictions\x18\x04 \x01(\x0b\x32\x1d.benchgen.eval.v1.PredictionsH\x00\x12.\n\tselection\x18\x05 \x01(\x0b\x32\x1b.benchgen.eval.v1.Selection\x12\x0e\n\x06trials\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x30\n\ngeneration\x18\x08 \x01(\x0b\x32\x1c.benchgen.eval.v1.Generation\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x11\n\tuse_cache\x18\x0b \x01(\x08\x42\t\n\x07subject\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x88\x01\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12*\n\x05state\x18\x05 \x01(\x0e\x32\x1b.benchgen.eval.v1.Run.State\"P\n\x10ListRunsResponse\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.benchgen.eval.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"\x1f\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xdd\x04\n\nRunService\x12\x46\n\tCreateRun\x12\".benchgen.eval.v1.CreateRunRequest\x1a\x15.benchgen.eval.v1.Run\x12@\n\x06GetRun\x12\x1f.benchgen.eval.v1.GetRunRequest\x1a\x15.benchgen.eval.v1.Run\x12Q\n\x08ListRuns\x12!.benchgen.eval.v1.ListRunsRequest\x1a\".benchgen.eval.v1.ListRunsResponse\x12\x46\n\tCancelRun\x12\".benchgen.eval.v1.CancelRunRequest\x1a\x15.benchgen.eval.v1.Run\x12\x44\n\x08PauseRun\x12!.benchgen.eval.v1.PauseRunRequest\x1a\x15.benchgen.eval.v1.Run\x12\x46\n\tResumeRun\x12\".benchgen.eval.v1.ResumeRunRequest\x1a\x15.benchgen.eval.v1.Run\x12T\n\tDeleteRun\x12\".benchgen.eval.v1.DeleteRunRequest\x1a#.benchgen.eval.v1.DeleteRunResponse\x12\x46\n\x08WatchRun\x12!.benchgen.eval.v1.WatchRunRequest\x1a\x15.benchgen.eval.v1.Run0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65nchgen/eval/v1/run.proto\x12\x10\x62\x65nchgen.eval.v1\x1a\"benchgen/eval/v1/environment.proto\x1a\x1c\x62\x65nchgen/eval/v1/model.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\x04\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.benchgen.eval.v1.Run.State\x12\x15\n\rstate_message\x18\x03 \x01(\t\x12\'\n\x04spec\x18\x04 \x01(\x0b\x32\x19.benchgen.eval.v1.RunSpec\x12/\n\x08progress\x18\x05 \x01(\x0b\x32\x1d.benchgen.eval.v1.RunProgress\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\t \x01(\r\x12\x10\n\x08priority\x18\n \x01(\x05\x12(\n\x06\x62udget\x18\x0b \x01(\x0b\x32\x18.benchgen.eval.v1.Budget\"\xba\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSTATE_QUEUED\x10\x01\x12\x11\n\rSTATE_RUNNING\x10\x02\x12\x11\n\rSTATE_SCORING\x10\x03\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x04\x12\x10\n\x0cSTATE_FAILED\x10\x05\x12\x14\n\x10STATE_CANCELLING\x10\x06\x12\x13\n\x0fSTATE_CANCELLED\x10\x07\x12\x10\n\x0cSTATE_PAUSED\x10\x08\"\x97\x04\n\x07RunSpec\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x15\n\rinputs_digest\x18\x04 \x01(\t\x12\x16\n\x0etargets_digest\x18\x05 \x01(\t\x12\x18\n\x10solutions_digest\x18\x06 \x01(\t\x12\x14\n\x0cscoring_json\x18\x07 \x01(\t\x12\x16\n\x0escoring_digest\x18\x08 \x01(\t\x12\x14\n\x0cmaterialiser\x18\t \x01(\t\x12*\n\x07subject\x18\n \x01(\x0b\x32\x19.benchgen.eval.v1.Subject\x12\x30\n\ngeneration\x18\x0b \x01(\x0b\x32\x1c.benchgen.eval.v1.Generation\x12\x0c\n\x04seed\x18\x0c \x01(\x04\x12\x0e\n\x06trials\x18\r \x01(\r\x12\r\n\x05\x63\x61ses\x18\x0e \x01(\r\x12.\n\tselection\x18\x0f \x01(\x0b\x32\x1b.benchgen.eval.v1.Selection\x12\x0f\n\x07planned\x18\x10 \x01(\r\x12\x11\n\tsimulated\x18\x11 \x01(\x08\x12\x11\n\tmax_tries\x18\x12 \x01(\r\x12\x1c\n\x14\x63\x61ll_timeout_seconds\x18\x13 \x01(\x01\x12\x14\n\x0cprimary_rule\x18\x14 \x01(\t\x12\x11\n\tuse_cache\x18\x15 \x01(\x08\x12\x14\n\x0charness_json\x18\x16 \x01(\t\"q\n\x07Subject\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x17.benchgen.eval.v1.ModelH\x00\x12\x34\n\x0bpredictions\x18\x02 \x01(\x0b\x32\x1d.benchgen.eval.v1.PredictionsH\x00\x42\x06\n\x04kind\":\n\x0bPredictions\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\r\x12\r\n\x05label\x18\x03 \x01(\t\"*\n\tSelection\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x0e\n\x06sample\x18\x02 \x01(\r\"\x8a\x02\n\x0bRunProgress\x12\x0f\n\x07planned\x18\x01 \x01(\r\x12\x10\n\x08recorded\x18\x02 \x01(\r\x12\x0e\n\x06scored\x18\x03 \x01(\r\x12\x0e\n\x06passed\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61ults\x18\x05 \x01(\r\x12\r\n\x05\x63\x61lls\x18\x06 \x01(\r\x12\x14\n\x0cinput_tokens\x18\x07 \x01(\x04\x12\x15\n\routput_tokens\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ost_picousd\x18\t \x01(\x03\x12\x1d\n\x15\x63\x61lls_of_unknown_cost\x18\n \x01(\r\x12\x0e\n\x06shards\x18\x0b \x01(\r\x12\x13\n\x0bshards_done\x18\x0c \x01(\r\x12\x12\n\ncache_hits\x18\r \x01(\r\"\xc8\x01\n\x06\x42udget\x12\x19\n\x0c\x63ost_picousd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\'\n\x04time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x06\x65rrors\x18\x04 \x01(\rH\x02\x88\x01\x01\x12)\n\x04used\x18\x05 \x01(\x0b\x32\x1b.benchgen.eval.v1.BudgetUseB\x0f\n\r_cost_picousdB\t\n\x07_tokensB\t\n\x07_errors\"\x9d\x01\n\tBudgetUse\x12\x14\n\x0c\x63ost_picousd\x18\x01 \x01(\x03\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\x12\'\n\x04time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06\x65rrors\x18\x04 \x01(\r\x12\x18\n\x10reserved_picousd\x18\x05 \x01(\x03\x12\x17\n\x0freserved_tokens\x18\x06 \x01(\x04\"\xdc\x02\n\x10\x43reateRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x02 \x01(\t\x12\x0f\n\x05model\x18\x03 \x01(\tH\x00\x12\x34\n\x0bpredictions\x18\x04 \x01(\x0b\x32\x1d.benchgen.eval.v1.PredictionsH\x00\x12.\n\tselection\x18\x05 \x01(\x0b\x32\x1b.benchgen.eval.v1.Selection\x12\x0e\n\x06trials\x18\x06 \x01(\r\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x30\n\ngeneration\x18\x08 \x01(\x0b\x32\x1c.benchgen.eval.v1.Generation\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x11\n\tuse_cache\x18\x0b \x01(\x08\x12(\n\x06\x62udget\x18\n \x01(\x0b\x32\x18.benchgen.eval.v1.BudgetB\t\n\x07subject\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x88\x01\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12*\n\x05state\x18\x05 \x01(\x0e\x32\x1b.benchgen.eval.v1.Run.State\"P\n\x10ListRunsResponse\x12#\n\x04runs\x18\x01 \x03(\x0b\x32\x15.benchgen.eval.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1f\n\x0fPauseRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Y\n\x10ResumeRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12(\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x18.benchgen.eval.v1.Budget\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteRunResponse\"\x1f\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xdd\x04\n\nRunService\x12\x46\n\tCreateRun\x12\".benchgen.eval.v1.CreateRunRequest\x1a\x15.benchgen.eval.v1.Run\x12@\n\x06GetRun\x12\x1f.benchgen.eval.v1.GetRunRequest\x1a\x15.benchgen.eval.v1.Run\x12Q\n\x08ListRuns\x12!.benchgen.eval.v1.ListRunsRequest\x1a\".benchgen.eval.v1.ListRunsResponse\x12\x46\n\tCancelRun\x12\".benchgen.eval.v1.CancelRunRequest\x1a\x15.benchgen.eval.v1.Run\x12\x44\n\x08PauseRun\x12!.benchgen.eval.v1.PauseRunRequest\x1a\x15.benchgen.eval.v1.Run\x12\x46\n\tResumeRun\x12\".benchgen.eval.v1.ResumeRunRequest\x1a\x15.benchgen.eval.v1.Run\x12T\n\tDeleteRun\x12\".benchgen.eval.v1.DeleteRunRequest\x1a#.benchgen.eval.v1.DeleteRunResponse\x12\x46\n\x08WatchRun\x12!.benchgen.eval.v1.WatchRunRequest\x1a\x15.benchgen.eval.v1.Run0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'benchgen.eval.v1.run_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUN']._serialized_start=148
-  _globals['_RUN']._serialized_end=689
-  _globals['_RUN_STATE']._serialized_start=503
-  _globals['_RUN_STATE']._serialized_end=689
-  _globals['_RUNSPEC']._serialized_start=692
-  _globals['_RUNSPEC']._serialized_end=1227
-  _globals['_SUBJECT']._serialized_start=1229
-  _globals['_SUBJECT']._serialized_end=1342
-  _globals['_PREDICTIONS']._serialized_start=1344
-  _globals['_PREDICTIONS']._serialized_end=1402
-  _globals['_SELECTION']._serialized_start=1404
-  _globals['_SELECTION']._serialized_end=1446
-  _globals['_RUNPROGRESS']._serialized_start=1449
-  _globals['_RUNPROGRESS']._serialized_end=1715
-  _globals['_CREATERUNREQUEST']._serialized_start=1718
-  _globals['_CREATERUNREQUEST']._serialized_end=2024
-  _globals['_GETRUNREQUEST']._serialized_start=2026
-  _globals['_GETRUNREQUEST']._serialized_end=2055
-  _globals['_LISTRUNSREQUEST']._serialized_start=2058
-  _globals['_LISTRUNSREQUEST']._serialized_end=2194
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2196
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2276
-  _globals['_CANCELRUNREQUEST']._serialized_start=2278
-  _globals['_CANCELRUNREQUEST']._serialized_end=2310
-  _globals['_PAUSERUNREQUEST']._serialized_start=2312
-  _globals['_PAUSERUNREQUEST']._serialized_end=2343
-  _globals['_RESUMERUNREQUEST']._serialized_start=2345
-  _globals['_RESUMERUNREQUEST']._serialized_end=2392
-  _globals['_DELETERUNREQUEST']._serialized_start=2394
-  _globals['_DELETERUNREQUEST']._serialized_end=2426
-  _globals['_DELETERUNRESPONSE']._serialized_start=2428
-  _globals['_DELETERUNRESPONSE']._serialized_end=2447
-  _globals['_WATCHRUNREQUEST']._serialized_start=2449
-  _globals['_WATCHRUNREQUEST']._serialized_end=2480
-  _globals['_RUNSERVICE']._serialized_start=2483
-  _globals['_RUNSERVICE']._serialized_end=3088
+  _globals['_RUN']._serialized_start=180
+  _globals['_RUN']._serialized_end=763
+  _globals['_RUN_STATE']._serialized_start=577
+  _globals['_RUN_STATE']._serialized_end=763
+  _globals['_RUNSPEC']._serialized_start=766
+  _globals['_RUNSPEC']._serialized_end=1301
+  _globals['_SUBJECT']._serialized_start=1303
+  _globals['_SUBJECT']._serialized_end=1416
+  _globals['_PREDICTIONS']._serialized_start=1418
+  _globals['_PREDICTIONS']._serialized_end=1476
+  _globals['_SELECTION']._serialized_start=1478
+  _globals['_SELECTION']._serialized_end=1520
+  _globals['_RUNPROGRESS']._serialized_start=1523
+  _globals['_RUNPROGRESS']._serialized_end=1789
+  _globals['_BUDGET']._serialized_start=1792
+  _globals['_BUDGET']._serialized_end=1992
+  _globals['_BUDGETUSE']._serialized_start=1995
+  _globals['_BUDGETUSE']._serialized_end=2152
+  _globals['_CREATERUNREQUEST']._serialized_start=2155
+  _globals['_CREATERUNREQUEST']._serialized_end=2503
+  _globals['_GETRUNREQUEST']._serialized_start=2505
+  _globals['_GETRUNREQUEST']._serialized_end=2534
+  _globals['_LISTRUNSREQUEST']._serialized_start=2537
+  _globals['_LISTRUNSREQUEST']._serialized_end=2673
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2675
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2755
+  _globals['_CANCELRUNREQUEST']._serialized_start=2757
+  _globals['_CANCELRUNREQUEST']._serialized_end=2789
+  _globals['_PAUSERUNREQUEST']._serialized_start=2791
+  _globals['_PAUSERUNREQUEST']._serialized_end=2822
+  _globals['_RESUMERUNREQUEST']._serialized_start=2824
+  _globals['_RESUMERUNREQUEST']._serialized_end=2913
+  _globals['_DELETERUNREQUEST']._serialized_start=2915
+  _globals['_DELETERUNREQUEST']._serialized_end=2947
+  _globals['_DELETERUNRESPONSE']._serialized_start=2949
+  _globals['_DELETERUNRESPONSE']._serialized_end=2968
+  _globals['_WATCHRUNREQUEST']._serialized_start=2970
+  _globals['_WATCHRUNREQUEST']._serialized_end=3001
+  _globals['_RUNSERVICE']._serialized_start=3004
+  _globals['_RUNSERVICE']._serialized_end=3609
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from benchgen.eval.v1 import environment_pb2 as _environment_pb2
 from benchgen.eval.v1 import model_pb2 as _model_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -85,6 +86,7 @@ class Run(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The id, such as `r7k2m9qd4x1c`."""
     state: Global___Run.State.ValueType
@@ -115,6 +117,10 @@ class Run(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended; not set before."""
 
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """What it may spend, and has spent of that; not set for a run without a budget."""
+
     def __init__(
         self,
         *,
@@ -128,10 +134,11 @@ class Run(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         epoch: _builtins.int = ...,
         priority: _builtins.int = ...,
+        budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epoch", b"epoch", "name", b"name", "priority", b"priority", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time", "end_time", b"end_time", "epoch", b"epoch", "name", b"name", "priority", b"priority", "progress", b"progress", "spec", b"spec", "start_time", b"start_time", "state", b"state", "state_message", b"state_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -410,6 +417,109 @@ class RunProgress(_message.Message):
 Global___RunProgress: _TypeAlias = RunProgress  # noqa: Y015
 
 @_typing.final
+class Budget(_message.Message):
+    """What a run may spend. When it is used up, the run is paused: nothing is given up, and it can be resumed with more.
+    Each limit by itself is optional.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COST_PICOUSD_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    cost_picousd: _builtins.int
+    """In 1e-12 US dollars. Calls are counted before they are sent, at the most that they can cost: a price and a limit of
+    tokens must be known. A call that does not tell what it used counts as that most.
+    """
+    tokens: _builtins.int
+    """Tokens in and out, counted the same way."""
+    errors: _builtins.int
+    """How many results may stand at a fault that is not the model's doing, those apart that stood so when the run was
+    resumed.
+    """
+    @_builtins.property
+    def time(self) -> _duration_pb2.Duration:
+        """Working time: from the first lease on, without the time in which the run is paused."""
+
+    @_builtins.property
+    def used(self) -> Global___BudgetUse:
+        """Output only: how much of it is used."""
+
+    def __init__(
+        self,
+        *,
+        cost_picousd: _builtins.int | None = ...,
+        tokens: _builtins.int | None = ...,
+        time: _duration_pb2.Duration | None = ...,
+        errors: _builtins.int | None = ...,
+        used: Global___BudgetUse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_errors", b"_errors", "_tokens", b"_tokens", "cost_picousd", b"cost_picousd", "errors", b"errors", "time", b"time", "tokens", b"tokens", "used", b"used"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_errors", b"_errors", "_tokens", b"_tokens", "cost_picousd", b"cost_picousd", "errors", b"errors", "time", b"time", "tokens", b"tokens", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cost_picousd: _TypeAlias = _typing.Literal["cost_picousd"]  # noqa: Y015
+    _WhichOneofArgType__cost_picousd: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd"]  # noqa: Y015
+    _WhichOneofReturnType__errors: _TypeAlias = _typing.Literal["errors"]  # noqa: Y015
+    _WhichOneofArgType__errors: _TypeAlias = _typing.Literal["_errors", b"_errors"]  # noqa: Y015
+    _WhichOneofReturnType__tokens: _TypeAlias = _typing.Literal["tokens"]  # noqa: Y015
+    _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_picousd) -> _WhichOneofReturnType__cost_picousd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__errors) -> _WhichOneofReturnType__errors | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens) -> _WhichOneofReturnType__tokens | None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class BudgetUse(_message.Message):
+    """How much of a budget is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COST_PICOUSD_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    RESERVED_PICOUSD_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    cost_picousd: _builtins.int
+    """What calls cost, in 1e-12 US dollars. What is not known of a call counts as the most that it can have cost."""
+    tokens: _builtins.int
+    """Tokens, likewise."""
+    errors: _builtins.int
+    """Results that stand at a fault."""
+    reserved_picousd: _builtins.int
+    """Of the cost budget what runners have reserved for calls, and may still give back."""
+    reserved_tokens: _builtins.int
+    """Of the token budget, likewise."""
+    @_builtins.property
+    def time(self) -> _duration_pb2.Duration:
+        """Working time."""
+
+    def __init__(
+        self,
+        *,
+        cost_picousd: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        time: _duration_pb2.Duration | None = ...,
+        errors: _builtins.int = ...,
+        reserved_picousd: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cost_picousd", b"cost_picousd", "errors", b"errors", "reserved_picousd", b"reserved_picousd", "reserved_tokens", b"reserved_tokens", "time", b"time", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetUse: _TypeAlias = BudgetUse  # noqa: Y015
+
+@_typing.final
 class CreateRunRequest(_message.Message):
     """Asks for a run."""
 
@@ -425,6 +535,7 @@ class CreateRunRequest(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     USE_CACHE_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID made by the caller: the same id again answers with the same run."""
     environment: _builtins.str
@@ -453,6 +564,12 @@ class CreateRunRequest(_message.Message):
     def generation(self) -> _environment_pb2.Generation:
         """Settings that win over the harness's and the model's."""
 
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """What it may spend; not set: as much as it takes. `used` is ignored. INVALID_ARGUMENT for a limit of cost where the
+        model's price is not known, or nothing bounds a reply.
+        """
+
     def __init__(
         self,
         *,
@@ -466,10 +583,11 @@ class CreateRunRequest(_message.Message):
         generation: _environment_pb2.Generation | None = ...,
         priority: _builtins.int = ...,
         use_cache: _builtins.bool = ...,
+        budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "model", b"model", "predictions", b"predictions", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "generation", b"generation", "model", b"model", "predictions", b"predictions", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "generation", b"generation", "model", b"model", "predictions", b"predictions", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "subject", b"subject", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "environment", b"environment", "generation", b"generation", "model", b"model", "predictions", b"predictions", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "subject", b"subject", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["model", "predictions"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
@@ -617,21 +735,29 @@ class ResumeRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The id."""
     epoch: _builtins.int
     """The epoch that the caller saw. A run in a later one was resumed since and is returned as it is, which makes the
     call safe to repeat. 0: whatever the epoch.
     """
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """Takes the place of the run's budget, where set: all of it, so a limit that is not in it is gone. What was spent
+        before counts.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "epoch", b"epoch", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchgen.errors import InvalidInput
+from services.common.amounts import NOTHING
 from services.common.models.client import ModelClient
 from services.common.models.limiter import LONGEST_REST_S, AdaptiveLimit
+from services.common.models.meter import Meter
 from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply, Usage
 
 MAX_RETRY_AFTER_S = LONGEST_REST_S
@@ -94,27 +96,42 @@ async def chat_with_retries(
     *,
     limit: AdaptiveLimit | None = None,
     on_try: Callable[[CallRecord], None] | None = None,
+    meter: Meter | None = None,
 ) -> Conversation:
     """Call until there is a reply, a fault that does not pass, or no try left.
 
     With ``limit``, each try holds a slot of it and tells it how the endpoint took the call; no slot is held
-    while waiting. ``on_try`` learns of every try as soon as it ended, also when a later one is cancelled.
+    while waiting. ``on_try`` learns of every try as soon as it ended, also when a later one is cancelled. With
+    ``meter``, each try is reserved for before it is sent.
     """
     calls: list[CallRecord] = []
     began_ns = 0
     while True:
-        ticket = await limit.acquire() if limit is not None else 0
+        most = used = NOTHING
+        if meter is not None:
+            most = meter.most(request)
+            await meter.reserve(most)
         try:
-            began_ns = began_ns or time.time_ns()
-            result = await client.chat(endpoint, request)
-            wait = None
-            if isinstance(result, Fault):
-                wait = wait_s(policy, len(calls) + 1, result, random.random())  # noqa: S311  # jitter is no secret
-            if limit is not None:
-                _teach(limit, ticket, result, wait or 0.0)
+            ticket = await limit.acquire() if limit is not None else 0
+            try:
+                began_ns = began_ns or time.time_ns()
+                # Of what is broken off from here on nobody knows what it cost.
+                used = most
+                result = await client.chat(endpoint, request)
+                if meter is not None:
+                    used = meter.used(result.usage, most, no_cost=result.no_cost)
+                wait = None
+                if isinstance(result, Fault):
+                    draw = random.random()  # noqa: S311  # jitter is no secret
+                    wait = wait_s(policy, len(calls) + 1, result, draw)
+                if limit is not None:
+                    _teach(limit, ticket, result, wait or 0.0)
+            finally:
+                if limit is not None:
+                    limit.release()
         finally:
-            if limit is not None:
-                limit.release()
+            if meter is not None:
+                meter.settle(most, used)
         call = _record(len(calls) + 1, result, wait or 0.0)
         calls.append(call)
         if on_try is not None:

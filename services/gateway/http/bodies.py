@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -131,6 +132,51 @@ class PredictionsBody(BaseModel):
     label: Annotated[str, Field(max_length=200, description="What to call them in lists.")] = ""
 
 
+class BudgetBody(BaseModel):
+    """What a run may spend. When it is used up the run is paused; what is left out is not limited."""
+
+    model_config = _FORM | ConfigDict(json_schema_extra={"examples": [{"cost_usd": "2.50", "errors": 20}]})
+
+    cost_usd: Annotated[
+        Decimal | None,
+        Field(
+            ge=0,
+            le=1_000_000,
+            allow_inf_nan=False,
+            description="US dollars. The model's prices must be known, and something must bound its replies.",
+        ),
+    ] = None
+    tokens: Annotated[int | None, Field(ge=0, le=2**60, description="Tokens in and out.")] = None
+    seconds: Annotated[
+        float | None, Field(gt=0, le=3e8, allow_inf_nan=False, description="Working time.")
+    ] = None
+    errors: Annotated[
+        int | None, Field(ge=0, le=2**31 - 1, description="How many results may stand at a fault.")
+    ] = None
+
+    def message(self) -> run_pb2.Budget:
+        """The same as the services know it."""
+        budget = run_pb2.Budget(
+            cost_picousd=None if self.cost_usd is None else int(self.cost_usd * 10**12),
+            tokens=self.tokens,
+            errors=self.errors,
+        )
+        if self.seconds is not None:
+            budget.time.FromTimedelta(timedelta(seconds=self.seconds))
+        return budget
+
+
+class ResumeBody(BaseModel):
+    """How a run goes on."""
+
+    model_config = _FORM
+
+    budget: Annotated[
+        BudgetBody | None,
+        Field(description="Takes the place of the run's budget; what was spent before counts."),
+    ] = None
+
+
 class RunBody(BaseModel):
     """A run to create: an environment, and either a model or recorded answers."""
 
@@ -174,6 +220,7 @@ class RunBody(BaseModel):
             description="Take answers that the same requests got before, and keep new ones. Registered models only."
         ),
     ] = False
+    budget: Annotated[BudgetBody | None, Field(description="What the run may spend.")] = None
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
@@ -194,6 +241,7 @@ class RunBody(BaseModel):
             generation=self.generation.message() if self.generation else None,
             priority=self.priority,
             use_cache=self.cache,
+            budget=self.budget.message() if self.budget else None,
         )
         if self.model is not None:
             request.model = self.model

@@ -203,6 +203,33 @@ class Progress(Shape):
     shards_done: int
 
 
+class BudgetUse(Shape):
+    """How much of a budget is used. What is not known of a call counts as the most that it can have been."""
+
+    cost_usd: float
+    tokens: int
+    seconds: Annotated[
+        float, Field(description="Working time: that in which a run is paused does not count.")
+    ]
+    errors: int
+    reserved_usd: Annotated[
+        float, Field(description="Reserved for calls that are being made; what they do not use comes back.")
+    ]
+    reserved_tokens: int
+
+
+class Budget(Shape):
+    """What a run may spend; null is not limited."""
+
+    cost_usd: float | None
+    tokens: int | None
+    seconds: float | None
+    errors: Annotated[
+        int | None, Field(description="How many results may stand at a fault that is not the model's doing.")
+    ]
+    used: BudgetUse
+
+
 class Run(Shape):
     """A run: what it is, where it stands and how far it is."""
 
@@ -231,6 +258,7 @@ class Run(Shape):
     primary_rule: str
     priority: int
     cache: Annotated[bool, Field(description="Whether it uses the response cache.")]
+    budget: Budget | None
     progress: Progress
     created_at: str | None
     started_at: str | None
@@ -459,6 +487,7 @@ class Report(Shape):
     tokens: Tokens | None
     cost_usd: Cost | None
     cost_known_cases: int
+    budget: Annotated[Budget | None, Field(description="What the run was allowed to spend, and did.")]
     calls: int
     cache_hits: Annotated[int, Field(description="Results that the response cache gave.")]
     saved_tokens: Annotated[Tokens | None, Field(description="Of the calls that these once took.")]

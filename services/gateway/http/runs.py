@@ -12,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from benchgen import schemas
 from benchgen.eval.v1 import result_pb2, run_pb2
 from services.gateway.http import documents, openapi
-from services.gateway.http.bodies import RunBody
+from services.gateway.http.bodies import ResumeBody, RunBody
 from services.gateway.http.caller import CallerDep
 from services.gateway.http.events import MEDIA_TYPE, RunEvents
 from services.gateway.http.once import OnceDep
@@ -119,12 +119,17 @@ async def pause_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
 
 
 @router.post("/{run}:resume", summary="Resume a run", responses=openapi.answer(documents.Run))
-async def resume_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
+async def resume_run(
+    caller: CallerDep, run: RunId, once: OnceDep, body: ResumeBody | None = None
+) -> Response:
     """Lets a paused run go on, or an ended one run again the trials that have no final result, and no others. A run
     that goes on, or misses nothing, is returned as it is; 409 while it is being cancelled."""
+    request = run_pb2.ResumeRunRequest(name=run)
+    if body is not None and body.budget is not None:
+        request.budget.CopyFrom(body.budget.message())
 
     async def execute(_: str) -> Response:
-        resumed = await caller.call(caller.backends.runs.ResumeRun, run_pb2.ResumeRunRequest(name=run))
+        resumed = await caller.call(caller.backends.runs.ResumeRun, request)
         return json_response(schemas.run_json(resumed))
 
     return await once(execute)

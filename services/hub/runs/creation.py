@@ -8,14 +8,31 @@ import asyncpg
 
 from benchgen.errors import AlreadyExists, BenchgenError, InvalidInput
 from benchgen.eval.v1 import run_pb2
+from services.common.auth import Principal
 from services.hub.publishing.domain import Version
 from services.hub.publishing.store import find_version
 from services.hub.registry.service import resolve_subject_model
 from services.hub.registry.store import Conn
-from services.hub.runs import planning, specs, store
+from services.hub.runs import budget_messages, planning, specs, store
+from services.hub.runs.budgets import Budget
 from services.hub.runs.domain import RunRow, new_run_id
 from services.hub.runs.specs import Answerer
 from services.hub.wire import checked_request_id
+
+
+def checked_budget(message: run_pb2.Budget, spec: run_pb2.RunSpec, who: Principal) -> Budget:
+    """The budget that a caller gives a run.
+
+    :raises InvalidInput: it cannot be kept, or that of the caller's API key cannot; says why.
+    """
+    budget = budget_messages.read_budget(message)
+    problems = budget_messages.unbounded(budget.limits, spec)
+    for problem in budget_messages.unbounded(budget_messages.key_limits(who), spec):
+        if problem not in problems:
+            problems.append(f"{problem} (this API key has a daily budget)")
+    if problems:
+        raise InvalidInput("; ".join(problems))
+    return budget
 
 
 class Creator:
@@ -28,7 +45,7 @@ class Creator:
         self._db = db
         self._simulator_url = simulator_url
 
-    async def create(self, request: run_pb2.CreateRunRequest, key_id: str) -> RunRow:
+    async def create(self, request: run_pb2.CreateRunRequest, who: Principal) -> RunRow:
         """The run that a request makes, or made before.
 
         :raises InvalidInput: it cannot be run; names everything that is wrong.
@@ -43,7 +60,7 @@ class Creator:
             if known is None:
                 # In one transaction, which also keeps the model from being removed.
                 async with conn.transaction():
-                    made = await self._planned(conn, request, key_id)
+                    made = await self._planned(conn, request, who)
                     inserted = await store.insert_run(conn, made)
                 if inserted:
                     return await store.get_run(conn, made.id)
@@ -55,10 +72,11 @@ class Creator:
                 )
             return await store.get_run(conn, known.run)
 
-    async def _planned(self, conn: Conn, request: run_pb2.CreateRunRequest, key_id: str) -> store.NewRun:
+    async def _planned(self, conn: Conn, request: run_pb2.CreateRunRequest, who: Principal) -> store.NewRun:
         version, answerer = await self._checked(conn, request)
         run = new_run_id()
         spec = specs.build_spec(run, request, version, answerer)
+        budget = checked_budget(request.budget, spec, who)
         cut = planning.cut(spec.planned, specs.batch_of(answerer, version))
         selection = None
         if request.selection.sample:
@@ -70,7 +88,7 @@ class Creator:
             id=run,
             request_id=checked_request_id(request.request_id),
             request=request.SerializeToString(deterministic=True),
-            key_id=key_id,
+            key_id=who.key_id,
             environment=version.name,
             model=answerer.label,
             subject=answerer.kind,
@@ -83,6 +101,7 @@ class Creator:
             planned=spec.planned,
             shards=cut.shards,
             shard_size=cut.size,
+            budget=budget,
         )
 
     async def _checked(self, conn: Conn, request: run_pb2.CreateRunRequest) -> tuple[Version, Answerer]:

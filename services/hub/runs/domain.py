@@ -70,7 +70,7 @@ class RunEvent(StrEnum):
     REPORTED = "reported"
     """The scorer has sealed the run and stored its report."""
     PAUSED = "paused"
-    """Somebody asked to stop it for now, or the provider refuses for good."""
+    """Somebody asked to stop it for now, the provider refuses for good, or a budget is used up."""
     RESUMED = "resumed"
     """Somebody asked to run what is missing."""
     REQUEUED = "requeued"
@@ -236,6 +236,8 @@ class RunRow:
     working_since: datetime | None
     worked_until: datetime | None
     ended_at: datetime | None
+    budgeted: bool = False
+    """Whether it has a budget of its own."""
 
     @property
     def seconds(self) -> float:

@@ -16,11 +16,12 @@ from benchgen.errors import InvalidInput, LeaseLost, PermissionDenied
 from benchgen.eval.v1 import lease_pb2, lease_pb2_grpc, run_pb2
 from services.common.signing import Signer, Verifier
 from services.hub import metrics
-from services.hub.runs import store
+from services.hub.runs import budget_messages, store
+from services.hub.runs.budgets import Limits, Word
 from services.hub.runs.domain import RunnerId, ShardId, Verdict
 from services.hub.runs.leases import Lease, Leases, Return, Use
 from services.hub.runs.planning import positions
-from services.hub.runs.plans import Plans
+from services.hub.runs.plans import Plan, Plans
 from services.hub.runs.specs import LOADED_POOL
 from services.hub.runs.wakes import Wakes
 
@@ -96,7 +97,9 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
         if plan.pool == LOADED_POOL:
             raise LeaseLost("the scorer loads this shard; no runner works on it")
         try:
-            lease = await self._leases.lease(plan.pool, shard, runner, request.request_id)
+            lease = await self._leases.lease(
+                plan.pool, shard, runner, request.request_id, unbounded=_unbounded(plan)
+            )
         except LeaseLost:
             metrics.LEASES.labels("refused").inc()
             raise
@@ -105,6 +108,7 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
             duration=_duration(self._leases.duration.total_seconds()),
             permits=lease.told.permits,
             permits_version=lease.told.version,
+            grant=budget_messages.grant_message(lease.grant),
         )
 
     async def RenewLease(
@@ -113,12 +117,13 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
         shard, runner = ShardId.parse(request.shard), _runner(request.runner)
         plan = await self._plans.get(shard.run)
         use = Use(request.permits_in_use, request.permits_version)
-        renewal = await self._leases.renew(plan.pool, shard, request.attempt, runner, use)
+        renewal = await self._leases.renew(plan.pool, shard, request.attempt, runner, use, _word(request))
         return lease_pb2.RenewLeaseResponse(
             verdict=_VERDICTS[renewal.verdict],
             duration=_duration(renewal.seconds),
             permits=renewal.told.permits,
             permits_version=renewal.told.version,
+            grant=budget_messages.grant_message(renewal.grant),
         )
 
     async def CompleteShard(
@@ -127,7 +132,7 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
         shard, runner = ShardId.parse(request.shard), _runner(request.runner)
         plan = await self._plans.get(shard.run)
         use = Use(request.permits_in_use, request.permits_version)
-        told = await self._leases.complete(plan.pool, shard, request.attempt, runner, use)
+        told = await self._leases.complete(plan.pool, shard, request.attempt, runner, use, _word(request))
         return lease_pb2.CompleteShardResponse(permits=told.permits, permits_version=told.version)
 
     async def ReleaseShard(
@@ -139,7 +144,7 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
             raise InvalidInput("reason: expected why the shard comes back")
         message = request.message.replace("\0", "")[:_LONGEST_MESSAGE]
         plan = await self._plans.get(shard.run)
-        await self._leases.release(plan.pool, shard, request.attempt, runner, why, message)
+        await self._leases.release(plan.pool, shard, request.attempt, runner, why, message, _word(request))
         return lease_pb2.ReleaseShardResponse()
 
     async def GetModelSecret(
@@ -181,6 +186,17 @@ class LeaseService(lease_pb2_grpc.LeaseServiceServicer):
         async with self._pool.acquire() as conn:
             await store.remove_runner(conn, _runner(request.runner))
         return lease_pb2.RemoveRunnerResponse()
+
+
+def _unbounded(plan: Plan) -> str | None:
+    """Why nobody can tell what a call of a run costs, where that is so."""
+    return "; ".join(budget_messages.unbounded(Limits(picousd=0), plan.spec)) or None
+
+
+def _word(
+    request: lease_pb2.RenewLeaseRequest | lease_pb2.CompleteShardRequest | lease_pb2.ReleaseShardRequest,
+) -> Word | None:
+    return budget_messages.read_word(request.spending) if request.HasField("spending") else None
 
 
 def _runner(text: str) -> RunnerId:

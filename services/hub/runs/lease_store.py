@@ -30,7 +30,7 @@ class Situation(NamedTuple):
 
     ``leases`` is how many shards of the pool it holds, ``calls`` what it can do at all (0: it did not say).
     ``version`` is of its permits, 0 when it has none; ``leaving`` tells whether they are only kept until its calls
-    must have ended.
+    must have ended. ``metered`` tells whether the run, or its API key, has a budget.
     """
 
     shard: LeaseView
@@ -39,6 +39,7 @@ class Situation(NamedTuple):
     calls: int
     version: int
     leaving: bool
+    metered: bool
 
 
 class Told(NamedTuple):
@@ -88,6 +89,7 @@ async def situation(
         row["calls"],
         row["version"] or 0,
         bool(row["leaving"]),
+        row["metered"],
     )
 
 

@@ -10,10 +10,12 @@ from enum import StrEnum
 import structlog
 
 from benchgen.errors import LeaseLost, NotFound
+from services.common.amounts import NOTHING
 from services.common.bus import Bus
 from services.hub import metrics
 from services.hub.registry.store import Conn
-from services.hub.runs import dealing, domain, events, lease_store, store
+from services.hub.runs import dealing, domain, events, lease_store, metering, store
+from services.hub.runs.budgets import Word
 from services.hub.runs.domain import (
     NOBODY,
     Following,
@@ -30,21 +32,25 @@ from services.hub.runs.domain import (
 )
 from services.hub.runs.lease_store import Expired, Situation, Told
 from services.hub.runs.locks import PoolLocks
+from services.hub.runs.metering import GrantTold
 from services.hub.runs.wakes import Wakes
 
 log = structlog.get_logger()
 
 #: A runner that was heard of within this time is there.
 SEEN = timedelta(seconds=15)
+#: What is said of a grant that nobody heard of.
+_NOTHING_SPENT = Word(sequence=1, spent=NOTHING, held=NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease that was given."""
+    """A lease that was given; ``grant`` is None where nothing limits what may be spent."""
 
     shard: LeaseView
     attempt: int
     told: Told
+    grant: GrantTold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class Renewal:
     verdict: Verdict
     seconds: float
     told: Told
+    grant: GrantTold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +95,12 @@ class Leases:
         self._wakes = wakes
         self.duration = duration
 
-    async def lease(self, pool: Pool, shard: ShardId, runner: RunnerId, request_id: str) -> Lease:
+    async def lease(
+        self, pool: Pool, shard: ShardId, runner: RunnerId, request_id: str, *, unbounded: str | None = None
+    ) -> Lease:
         """Give a shard to a runner; the same request again gets the same lease.
 
+        :param unbounded: why it is not known what a call of the run can cost, where it is not.
         :raises NotFound: there is no such shard.
         :raises LeaseLost: it cannot be had.
         """
@@ -110,17 +120,39 @@ class Leases:
             started = await store.move_run(conn, shard.run, view.run_state, RunEvent.LEASED)
             settled = dealing.settle(table, runner, now.calls, in_use=None)
             told = await lease_store.save(conn, pool, runner, now, settled, self.duration)
+            grant = await metering.begin(conn, shard, attempt) if now.metered else None
+        if unbounded and grant is not None and grant.picousd is not None:
+            await self._give_back(pool, shard, attempt, runner, unbounded)
         metrics.LEASES.labels(kind).inc()
         if started != view.run_state:
             self._wakes.run_changed(shard.run)
         # There is room in the window for another.
         self._wakes.dispatch.set()
         await self.ring(settled.ring)
-        return Lease(view, attempt, told)
+        return Lease(view, attempt, told, grant)
 
-    async def renew(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, use: Use) -> Renewal:
+    async def _give_back(
+        self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, reason: str
+    ) -> None:
+        """Pause a run whose API key has got a budget since it was created, and whose calls nothing bounds.
+
+        :raises LeaseLost: always.
+        """
+        await self.release(pool, shard, attempt, runner, Return.PERMANENT, reason, _NOTHING_SPENT)
+        raise LeaseLost(reason)
+
+    async def renew(
+        self,
+        pool: Pool,
+        shard: ShardId,
+        attempt: int,
+        runner: RunnerId,
+        use: Use,
+        word: Word | None = None,
+    ) -> Renewal:
         """Let a lease go on. It does so even after its end, as long as nobody else has the shard.
 
+        :param word: what became of its grant; None under a lease without one.
         :raises NotFound: there is no such shard.
         """
         async with self._locks.hold(pool) as conn:
@@ -134,12 +166,30 @@ class Leases:
                 leases = max(leases, 1)
             # Without a lease it has no business with calls in flight, but if it says so they are there.
             settled, told = await self._settle(conn, pool, runner, now, leases, use, left=use.calls)
-        await self.ring(settled.ring)
-        return Renewal(verdict, seconds, told)
+            rung = set(settled.ring)
+            grant, used_up = await metering.hear(conn, shard, attempt, verdict, word)
+            if used_up is not None:
+                verdict = Verdict.STOP
+                rung |= set(await self._pause(conn, pool, now.shard, used_up))
+        if used_up is not None:
+            self.wake(shard.run, run_changed=True)
+        if grant is not None and word is not None and grant.errors is not None and word.errors > grant.errors:
+            self._wakes.audit.set()
+        await self.ring(rung)
+        return Renewal(verdict, seconds, told, grant)
 
-    async def complete(self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, use: Use) -> Told:
+    async def complete(
+        self,
+        pool: Pool,
+        shard: ShardId,
+        attempt: int,
+        runner: RunnerId,
+        use: Use,
+        word: Word | None = None,
+    ) -> Told:
         """Note that every trial of a shard is stored; returns how many calls the runner may still have in flight.
 
+        :param word: the last one about its grant; None under a lease without one.
         :raises NotFound: there is no such shard.
         :raises LeaseLost: somebody else has it.
         """
@@ -148,6 +198,8 @@ class Leases:
             if not domain.complete(now.shard, runner, attempt):
                 return await lease_store.told(conn, pool, runner)
             last = await self._end(conn, shard, attempt, ShardState.DONE, faults=now.shard.faults)
+            if now.metered or word is not None:
+                await metering.end(conn, shard, attempt, word)
             leases = now.leases - int(now.shard.state is ShardState.RUNNING)
             settled, told = await self._settle(conn, pool, runner, now, leases, use)
         metrics.LEASE_ENDS.labels("done").inc()
@@ -156,12 +208,20 @@ class Leases:
         return told
 
     async def release(
-        self, pool: Pool, shard: ShardId, attempt: int, runner: RunnerId, why: Return, message: str
+        self,
+        pool: Pool,
+        shard: ShardId,
+        attempt: int,
+        runner: RunnerId,
+        why: Return,
+        message: str,
+        word: Word | None = None,
     ) -> None:
         """Take a shard back. Taking it back twice is the same as once.
 
         What a provider refuses for good pauses the run also when the lease has just run out.
 
+        :param word: the last one about its grant; None under a lease without one.
         :raises NotFound: there is no such shard.
         :raises LeaseLost: somebody else has it.
         """
@@ -181,6 +241,8 @@ class Leases:
                 await self.take_back(conn, view, attempt, view.run_state, faults=faults, reason=message)
                 settled, _ = await self._settle(conn, pool, runner, now, now.leases - 1, None)
                 rung |= set(settled.ring)
+            if now.metered or word is not None:
+                await metering.end(conn, shard, attempt, word)
         if not is_back:
             metrics.LEASE_ENDS.labels(why).inc()
         if not is_back or why is Return.PERMANENT:
@@ -275,7 +337,7 @@ class Leases:
 
     @staticmethod
     async def _pause(conn: Conn, pool: Pool, shard: LeaseView, message: str) -> list[RunnerId]:
-        """Pause a run whose provider refuses for good; returns who has to hear of it."""
+        """Pause a run that cannot go on for now; returns who has to hear of it."""
         # What an older epoch met may be why the run was paused, and mended, before.
         if shard.run_state is not RunState.RUNNING or shard.epoch != shard.run_epoch:
             return []

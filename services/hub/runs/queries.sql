@@ -1,8 +1,10 @@
 -- name: insert_run
 WITH run AS (
     INSERT INTO runs (id, request_id, request, key_id, environment, environment_name, model, subject_kind, pool, cap,
-                      priority, spec, selection, trials, planned, shards, shards_open)
-    VALUES ($1, $2, $3, $4, $5, split_part($5, '@', 1), $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)
+                      priority, spec, selection, trials, planned, shards, shards_open,
+                      max_picousd, max_tokens, max_seconds, max_errors)
+    VALUES ($1, $2, $3, $4, $5, split_part($5, '@', 1), $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15,
+            $17, $18, $19, $20)
     ON CONFLICT (request_id) DO NOTHING
     RETURNING id
 )
@@ -15,12 +17,14 @@ SELECT id, request FROM runs WHERE request_id = $1
 
 -- name: run
 SELECT id, state, state_message, epoch, priority, spec, pool, planned, shards, shards_open, created_at, started_at,
-       worked_seconds, working_since, worked_until, ended_at
+       worked_seconds, working_since, worked_until, ended_at,
+       num_nonnulls(max_picousd, max_tokens, max_seconds, max_errors) > 0 AS budgeted
 FROM runs WHERE id = $1
 
 -- name: list_runs
 SELECT id, state, state_message, epoch, priority, spec, pool, planned, shards, shards_open, created_at, started_at,
-       worked_seconds, working_since, worked_until, ended_at
+       worked_seconds, working_since, worked_until, ended_at,
+       num_nonnulls(max_picousd, max_tokens, max_seconds, max_errors) > 0 AS budgeted
 FROM runs
 WHERE ($1::timestamptz IS NULL OR (created_at, id) < ($1, $2))
   AND ($3 = '' OR environment = $3 OR environment_name = $3)
@@ -70,6 +74,10 @@ SELECT s.first, s.count, s.state, s.attempt, s.faults, s.epoch, s.runner, s.requ
           AND NOT EXISTS (SELECT FROM permits p WHERE p.pool = s.pool AND p.runner = n.id AND p.free_at IS NULL)
           AND n.shards > (SELECT count(*) FROM shards x WHERE x.runner = n.id AND x.state = 'RUNNING')) AS idle,
        (extract(epoch FROM statement_timestamp())::float8 / $5::float8)::bigint AS turn,
+       r.subject_kind <> 'loaded'
+           AND (num_nonnulls(r.max_picousd, r.max_tokens, r.max_seconds, r.max_errors) > 0
+                OR EXISTS (SELECT FROM key_limits l
+                           WHERE l.key_id = r.key_id AND num_nonnulls(l.max_picousd, l.max_tokens) > 0)) AS metered,
        held.runners, held.granted, held.told, held.calls AS holder_calls, held.reserved, held.version, held.leaving
 FROM shards s
 JOIN runs r ON r.id = s.run_id
@@ -345,7 +353,8 @@ WHERE s.pool = $1 AND s.state = 'RUNNING' AND s.expires_at < statement_timestamp
 
 -- name: runs_to_seal
 SELECT id, state, state_message, epoch, priority, spec, pool, planned, shards, shards_open, created_at, started_at,
-       worked_seconds, working_since, worked_until, ended_at
+       worked_seconds, working_since, worked_until, ended_at,
+       num_nonnulls(max_picousd, max_tokens, max_seconds, max_errors) > 0 AS budgeted
 FROM runs WHERE state IN ('SCORING', 'CANCELLING') AND shards_open = 0 AND id <> ALL ($2)
 ORDER BY worked_until LIMIT $1
 

@@ -9,7 +9,7 @@ import asyncpg
 import structlog
 
 from services.hub import metrics
-from services.hub.runs import lease_store, store
+from services.hub.runs import lease_store, metering, store
 from services.hub.runs.domain import Pool, RunId, faults_after_expiry
 from services.hub.runs.leases import Leases
 from services.hub.runs.locks import PoolLocks
@@ -78,6 +78,7 @@ class Reaper:
                     reason=f"the lease of runner {lease.runner} ran out",
                     holder=lease.runner,
                 )
+                await metering.lose(conn, lease.id, lease.attempt)
             # A runner that is slow, or stands still, may have calls in flight although its lease has run out.
             await lease_store.reserve_idle_permits(conn, pool, self._leases.duration)
             freed = await lease_store.drop_free_permits(conn, pool)

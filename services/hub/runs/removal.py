@@ -18,7 +18,7 @@ from benchgen.errors import BenchgenError, FailedPrecondition, NotFound
 from benchgen.eval.v1 import result_pb2, run_pb2
 from benchgen.statuses import error_of
 from services.common import db
-from services.hub.runs import domain, removal_store, store
+from services.hub.runs import budget_store, domain, removal_store, store
 from services.hub.runs.domain import Pool, RunId
 from services.hub.runs.locks import PoolLocks
 from services.hub.runs.removal_store import Removed
@@ -93,6 +93,7 @@ class Removals:
         async with self._locks.hold(pool) as conn:
             row = await store.get_run(conn, run)
             domain.check_removable(row.state)
+            await budget_store.forget_grants(conn, run)
             await removal_store.remove(conn, run)
         self._wakes.run_changed(run)
         assert row.ended_at is not None

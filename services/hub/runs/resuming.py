@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 import grpc
@@ -11,10 +11,14 @@ import grpc
 from benchgen.errors import FailedPrecondition, NotFound, Unavailable
 from benchgen.eval.v1 import result_pb2, run_pb2
 from benchgen.statuses import error_of
+from services.common.amounts import Amount
+from services.common.auth import principal
 from services.common.models.builtin import is_builtin
 from services.hub.registry.service import resolve_subject_model
 from services.hub.registry.store import Conn
-from services.hub.runs import store
+from services.hub.runs import budget_store, store
+from services.hub.runs.budgets import Budget
+from services.hub.runs.creation import checked_budget
 from services.hub.runs.domain import Pool, RunEvent, RunId, RunRow, RunState, transition
 from services.hub.runs.leases import Leases
 from services.hub.runs.locks import PoolLocks
@@ -27,6 +31,14 @@ _CALL_SECONDS = 30.0
 #: Of a paused run shards may still end while it is asked what is missing.
 _TRIES = 10
 _PAUSE_SECONDS = 0.1
+
+
+class _Standing(NamedTuple):
+    """A run's new budget, None where it keeps the one it has, and what was recorded of it."""
+
+    budget: Budget | None
+    faults: int
+    spent: Amount
 
 
 class Resumes:
@@ -44,10 +56,14 @@ class Resumes:
         self._leases = leases
         self._scorer = scorer
 
-    async def resume(self, pool: Pool, run: RunId, epoch: int = 0) -> RunRow:
+    async def resume(
+        self, pool: Pool, run: RunId, epoch: int = 0, *, budget: run_pb2.Budget | None = None
+    ) -> RunRow:
         """Run what is missing; a run that goes on, or misses nothing, is returned as it is.
 
         :param epoch: the one that the caller saw; a run in a later one is returned as it is. 0: any.
+        :param budget: takes the place of the run's; None: it keeps the one it has.
+        :raises InvalidInput: the budget makes no sense, or cannot be kept.
         :raises NotFound: there is no such run.
         :raises FailedPrecondition: it is being cancelled, or its model is not what it was.
         :raises Unavailable: the scorer cannot be asked.
@@ -60,13 +76,34 @@ class Resumes:
             missing = await self._missing(run)
             if not missing and not seen.shards_open:
                 return seen
-            resumed = await self._resume(pool, seen, missing)
+            resumed = await self._resume(pool, seen, missing, await self._standing(seen, budget))
             if resumed is not None:
                 return resumed
             await asyncio.sleep(_PAUSE_SECONDS)
         raise Unavailable(f"run {run} keeps changing; try again")
 
-    async def _resume(self, pool: Pool, seen: RunRow, missing: list[int]) -> RunRow | None:
+    async def _standing(self, seen: RunRow, budget: run_pb2.Budget | None) -> _Standing | None:
+        """What a budget goes on from; None where there is none.
+
+        :raises InvalidInput: the budget cannot be kept.
+        """
+        if budget is None and not seen.budgeted:
+            return None
+        new = None
+        if budget is not None:
+            new = checked_budget(budget, run_pb2.RunSpec.FromString(seen.spec), principal.get())
+        request = result_pb2.GetProgressRequest(runs=[seen.id])
+        try:
+            answer = await self._scorer.GetProgress(request, timeout=_CALL_SECONDS)
+        except grpc.RpcError as failure:
+            raise error_of(failure) from None
+        recorded = answer.progress.get(seen.id, run_pb2.RunProgress())
+        spent = Amount(recorded.cost_picousd, recorded.input_tokens + recorded.output_tokens)
+        return _Standing(new, recorded.faults, spent)
+
+    async def _resume(
+        self, pool: Pool, seen: RunRow, missing: list[int], standing: _Standing | None
+    ) -> RunRow | None:
         """Do it, unless the run changed since it was looked at."""
         async with self._locks.hold(pool) as conn:
             row = await store.get_run(conn, seen.id)
@@ -75,6 +112,11 @@ class Resumes:
             await _check_model(conn, run_pb2.RunSpec.FromString(row.spec))
             await store.move_run(conn, row.id, row.state, _event(row), message="")
             await store.reopen_shards(conn, row.id, missing)
+            if standing is not None:
+                budget = standing.budget or (await budget_store.spends(conn, [row.id]))[row.id].budget
+                await budget_store.set_budget(conn, row.id, budget, standing.faults)
+                # Before it had a budget nothing was counted.
+                await budget_store.raise_spent(conn, row.id, standing.spent)
             # Whoever still works for the epoch before hands its shards back.
             holders = await store.runners_of(conn, pool, row.id)
             row = await store.get_run(conn, row.id)

@@ -14,7 +14,7 @@ import structlog
 from benchgen.eval.v1 import result_pb2, run_pb2
 from benchgen.statuses import error_of
 from services.common import tracing
-from services.hub.runs import store
+from services.hub.runs import budget_messages, budget_store, store
 from services.hub.runs.domain import RunEvent, RunId, RunRow, transition
 from services.hub.runs.locks import PoolLocks
 from services.hub.runs.wakes import Wakes
@@ -100,6 +100,14 @@ class Sealer:
         with tracing.span("seal", parent=trace, run=run.id, epoch=run.epoch):
             return await self._reported(run)
 
+    async def _budget(self, run: RunRow) -> run_pb2.Budget | None:
+        """What the run was allowed to spend, and did, for its report."""
+        if not run.budgeted:
+            return None
+        async with self._db.acquire() as conn:
+            spends = await budget_store.spends(conn, [run.id])
+        return budget_messages.budget_message(spends[run.id], 0) if run.id in spends else None
+
     async def _reported(self, run: RunRow) -> bool:
         """Ask a few times.
 
@@ -111,6 +119,7 @@ class Sealer:
             epoch=run.epoch,
             final_state=run_pb2.Run.State.Value(f"STATE_{final}"),
             seconds=run.seconds,
+            budget=await self._budget(run),
         )
         for delay in (*_SOON, None):
             try:

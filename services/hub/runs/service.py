@@ -15,9 +15,10 @@ import structlog
 
 from benchgen.errors import InvalidInput, Unavailable
 from benchgen.eval.v1 import result_pb2, run_pb2, run_pb2_grpc
-from services.common.auth import Scope, has_scope, principal, require
+from services.common.auth import Principal, Scope, has_scope, principal, require
 from services.common.paging import Page, next_token
-from services.hub.runs import store
+from services.hub.runs import budget_messages, budget_store, store
+from services.hub.runs.budget_store import Spend
 from services.hub.runs.creation import Creator
 from services.hub.runs.domain import ENDED, RunId, RunRow, RunState
 from services.hub.runs.plans import Plans
@@ -39,6 +40,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _PROGRESS_SECONDS = 1.0
 #: Who follows a run hears of it at least this often, seconds.
 _WATCH_SECONDS = 1.0
+#: Of how many API keys it is remembered which limits were stored.
+_MOST_KEYS = 10_000
 
 
 class RunService(run_pb2_grpc.RunServiceServicer):
@@ -68,10 +71,13 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self._scorer = scorer
         self._wakes = wakes
         self._stopping = stopping
+        # Which limits of API keys were stored, so that they are not stored again at each call.
+        self._key_versions: dict[str, int] = {}
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Context) -> run_pb2.Run:
         require(Scope.RUN)
-        row = await self._creator.create(request, principal.get().key_id)
+        who = await self._caller()
+        row = await self._creator.create(request, who)
         self._wakes.dispatch.set()
         self._wakes.load.set()
         self._wakes.outbox.set()
@@ -79,10 +85,12 @@ class RunService(run_pb2_grpc.RunServiceServicer):
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Context) -> run_pb2.Run:
         require(Scope.READ)
+        await self._caller()
         return await self._current(request.name)
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Context) -> run_pb2.ListRunsResponse:
         require(Scope.READ)
+        await self._caller()
         page = Page.of(request.page_size, request.page_token, kinds=(str, str))
         size, after = page.size, page.after
         async with self._pool.acquire() as conn:
@@ -118,7 +126,10 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         require(Scope.RUN)
         run = RunId(request.name)
         plan = await self._plans.get(run)
-        return (await self._messages([await self._resumes.resume(plan.pool, run, request.epoch)]))[0]
+        await self._caller()
+        budget = request.budget if request.HasField("budget") else None
+        row = await self._resumes.resume(plan.pool, run, request.epoch, budget=budget)
+        return (await self._messages([row]))[0]
 
     async def DeleteRun(
         self, request: run_pb2.DeleteRunRequest, context: Context
@@ -144,6 +155,19 @@ class RunService(run_pb2_grpc.RunServiceServicer):
                 await self._either(changed)
         raise Unavailable("the hub is being stopped; ask again")
 
+    async def _caller(self) -> Principal:
+        """Who calls; what that key may spend a day holds for all its runs from now on."""
+        who = principal.get()
+        if who.daily.version > self._key_versions.get(who.key_id, 0):
+            async with self._pool.acquire() as conn:
+                await budget_store.set_key_limits(
+                    conn, who.key_id, who.daily.version, budget_messages.key_limits(who)
+                )
+            if len(self._key_versions) >= _MOST_KEYS:
+                self._key_versions.clear()
+            self._key_versions[who.key_id] = who.daily.version
+        return who
+
     async def _either(self, changed: asyncio.Event) -> None:
         """Wait for a change, a second, or the end of the process."""
         waits = [asyncio.ensure_future(event.wait()) for event in (changed, self._stopping)]
@@ -167,10 +191,15 @@ class RunService(run_pb2_grpc.RunServiceServicer):
                 progress = dict(answer.progress)
             except grpc.RpcError as failure:
                 log.info("progress.unknown", error=failure.details(), code=failure.code().name)
-        return [_message(row, progress.get(row.id)) for row in rows]
+        budgeted = [row.id for row in rows if row.budgeted]
+        spends: dict[RunId, Spend] = {}
+        if budgeted:
+            async with self._pool.acquire() as conn:
+                spends = await budget_store.spends(conn, budgeted)
+        return [_message(row, progress.get(row.id), spends.get(row.id)) for row in rows]
 
 
-def _message(row: RunRow, recorded: run_pb2.RunProgress | None) -> run_pb2.Run:
+def _message(row: RunRow, recorded: run_pb2.RunProgress | None, spend: Spend | None) -> run_pb2.Run:
     """A run; what the scorer knows of it is None where there is nothing, or where it was not there to ask."""
     run = run_pb2.Run(
         name=row.id,
@@ -182,6 +211,9 @@ def _message(row: RunRow, recorded: run_pb2.RunProgress | None) -> run_pb2.Run:
         end_time=timestamp(row.ended_at) if row.ended_at is not None else None,
         epoch=row.epoch,
         priority=row.priority,
+        budget=None
+        if spend is None
+        else budget_messages.budget_message(spend, recorded.faults if recorded is not None else 0),
     )
     run.spec.ParseFromString(row.spec)
     if not has_scope(Scope.ANSWERS):

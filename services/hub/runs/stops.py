@@ -22,14 +22,17 @@ class Stops:
         """
         return await self._stop(pool, run, RunEvent.CANCELLED, message, reason="cancelled")
 
-    async def pause(self, pool: Pool, run: RunId, message: str) -> RunRow:
-        """Stop a run by hand for now; one that is paused already is returned as it is.
+    async def pause(self, pool: Pool, run: RunId, message: str, *, epoch: int | None = None) -> RunRow:
+        """Stop a run for now; one that is paused already is returned as it is.
 
+        :param epoch: the one in which the reason was seen: a run that was resumed since is returned as it is.
         :raises NotFound: there is no such run.
         :raises FailedPrecondition: its shards have ended, or it is being stopped for good.
         """
         async with self._locks.hold(pool) as conn:
             row = await store.get_run(conn, run)
+            if epoch is not None and row.epoch != epoch:
+                return row
             if await store.move_run(conn, run, row.state, RunEvent.PAUSED, message=message) == row.state:
                 return row
             await store.unqueue(conn, run)

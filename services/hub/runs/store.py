@@ -17,6 +17,7 @@ from services.common.queries import load_queries
 from services.hub import metrics
 from services.hub.registry.store import Conn, Queryable
 from services.hub.runs import events, outbox
+from services.hub.runs.budgets import NO_BUDGET, Budget
 from services.hub.runs.domain import (
     ENDED,
     ENDS_EPOCH,
@@ -54,6 +55,7 @@ class NewRun:
     planned: int
     shards: int
     shard_size: int
+    budget: Budget = NO_BUDGET
 
 
 class KnownRequest(NamedTuple):
@@ -149,6 +151,10 @@ async def insert_run(conn: Conn, run: NewRun) -> bool:
         run.planned,
         run.shards,
         run.shard_size,
+        run.budget.picousd,
+        run.budget.tokens,
+        run.budget.seconds,
+        run.budget.errors,
     )
     if status == "INSERT 0 0":
         return False
@@ -353,4 +359,5 @@ def _read_run(row: asyncpg.Record) -> RunRow:
         working_since=row["working_since"],
         worked_until=row["worked_until"],
         ended_at=row["ended_at"],
+        budgeted=row["budgeted"],
     )

@@ -24,6 +24,8 @@ class Wakes:
     """There may be shards for the scorer to load."""
     outbox: asyncio.Event = field(default_factory=asyncio.Event)
     """There may be events to publish."""
+    audit: asyncio.Event = field(default_factory=asyncio.Event)
+    """A run may have had more errors than it is allowed."""
     watchers: dict[RunId, set[asyncio.Event]] = field(default_factory=dict)
     """Those who follow a run in this process."""
 

@@ -89,9 +89,13 @@ class ChatHarness:
         """What would be asked, by digest."""
         return self._asking.digest(self._asking.request(trial.messages, trial.case_id, trial.trial))
 
+    def request(self, trial: Trial) -> ChatRequest:
+        """What is asked for a trial."""
+        return self._asking.request(trial.messages, trial.case_id, trial.trial)
+
     async def run(self, trial: Trial) -> tuple[result_pb2.TrialResult, Payload | None] | Fault:
         """Ask once; a fault that is permanent for the whole run comes back as it is."""
-        request = self._asking.request(trial.messages, trial.case_id, trial.trial)
+        request = self.request(trial)
         conversation = await self._subject.ask(trial, request)
         answer = conversation.result
         if isinstance(answer, Fault) and answer.permanent_for_run:

@@ -76,7 +76,7 @@ class ProgramShard(ShardWork):
         spec = lease.claims.spec
         self._tools = tools
         self._plan = read_plan(spec.harness_json)
-        self._subject = subject_of(spec, secret, client, lease.lane.limit, lease.lane.calls.note)
+        self._subject = subject_of(spec, secret, client, lease.lane.limit, lease.lane.calls.note, lease.meter)
         model = spec.subject.model
         self._settings = CallSettings(
             model.model_id or model.name, self._plan.calls, parameters(spec.generation), spec.seed

@@ -9,6 +9,8 @@ import json
 import re
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
+
 from benchgen.eval.v1 import environment_pb2, model_pb2, result_pb2, run_pb2
 from services.gateway.http import documents
 from tests.integration.gateway.conftest import Gateway
@@ -93,6 +95,7 @@ async def test_runs(gateway: Gateway) -> None:
         "generation": {"max_tokens": 9},
         "cache": True,
     }
+    body["budget"] = {"cost_usd": "1.234567890123", "tokens": 5, "seconds": 90, "errors": 0}
     async with gateway.http.post("/api/v1/runs", json=body) as answer:
         assert answer.status == 201
         documents.Run.model_validate_json(await answer.read())
@@ -107,6 +110,7 @@ async def test_runs(gateway: Gateway) -> None:
         priority=-5,
         generation=environment_pb2.Generation(max_tokens=9),
         use_cache=True,
+        budget=run_pb2.Budget(cost_picousd=1_234_567_890_123, tokens=5, errors=0, time=Duration(seconds=90)),
     )
     await get(gateway, "/api/v1/runs?environment=a&model=m&state=paused", documents.RunPage)
     listed = gateway.services.seen[-1].request
@@ -119,6 +123,10 @@ async def test_runs(gateway: Gateway) -> None:
             shown = documents.Run.model_validate_json(await answer.read())
         assert (shown.run, shown.state) == ("r1", state)
     assert shown.actions == ["pause", "cancel"]
+    async with gateway.http.post("/api/v1/runs/r1:resume", json={"budget": {"cost_usd": 5}}) as answer:
+        assert answer.status == 200
+    resumed = run_pb2.ResumeRunRequest(name="r1", budget=run_pb2.Budget(cost_picousd=5 * 10**12))
+    assert gateway.services.seen[-1].request == resumed
     async with gateway.http.delete("/api/v1/runs/r1") as answer:
         assert (answer.status, await answer.read()) == (204, b"")
     assert gateway.services.seen[-1].request == run_pb2.DeleteRunRequest(name="r1")

@@ -27,9 +27,10 @@ from benchgen.eval.v1 import (
 )
 from benchgen.statuses import error_of
 from services.common import auth, bus, db, rpc
-from services.common.auth import Principal, Scope
+from services.common.auth import NO_LIMITS, DailyLimits, Principal, Scope
 from services.common.config import RpcSettings
 from services.common.signing import Signer, Verifier
+from services.hub.runs.auditor import Auditor
 from services.hub.runs.creation import Creator
 from services.hub.runs.dispatcher import Dispatcher
 from services.hub.runs.lease_service import LeaseService
@@ -74,6 +75,7 @@ class Hub:
     loader: Loader
     outbox: Outbox
     removals: Removals
+    auditor: Auditor
     verifier: Verifier
     runs: run_pb2_grpc.RunServiceAsyncStub
     runner: lease_pb2_grpc.LeaseServiceAsyncStub
@@ -82,9 +84,11 @@ class Hub:
     stopping: asyncio.Event
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    def as_(self, *scopes: Scope) -> tuple[tuple[str, str | bytes], ...]:
+    def as_(
+        self, *scopes: Scope, key: str = "key-1", daily: DailyLimits = NO_LIMITS
+    ) -> tuple[tuple[str, str | bytes], ...]:
         """The metadata of a caller with these scopes; all when none is given."""
-        who = Principal("key-1", frozenset(scopes or Scope))
+        who = Principal(key, frozenset(scopes or Scope), daily)
         return ((auth.PRINCIPAL_KEY, auth.seal_principal(who, self.principals)),)
 
     async def create(self, cases: int = 100, **fields: Any) -> run_pb2.Run:
@@ -109,29 +113,47 @@ class Hub:
         )
         self.verifier.verify(answer.lease.claims, answer.lease.signature, what="lease")
         claims = lease_pb2.LeaseClaims.FromString(answer.lease.claims)
-        return Held(answer.lease, claims, answer.permits, answer.duration.ToTimedelta().total_seconds())
+        grant = answer.grant if answer.HasField("grant") else None
+        return Held(
+            answer.lease, claims, answer.permits, answer.duration.ToTimedelta().total_seconds(), grant
+        )
 
-    async def renew(self, held: Held, in_use: int = 0) -> lease_pb2.RenewLeaseResponse:
+    async def renew(
+        self, held: Held, in_use: int = 0, *, says: lease_pb2.Spending | None = None
+    ) -> lease_pb2.RenewLeaseResponse:
         """Renew a lease."""
         claims = held.claims
         return await self.runner.RenewLease(
             lease_pb2.RenewLeaseRequest(
-                shard=claims.shard, attempt=claims.attempt, runner=claims.runner, permits_in_use=in_use
+                shard=claims.shard,
+                attempt=claims.attempt,
+                runner=claims.runner,
+                permits_in_use=in_use,
+                spending=says,
             )
         )
 
-    async def complete(self, held: Held, in_use: int = 0) -> int:
+    async def complete(self, held: Held, in_use: int = 0, *, says: lease_pb2.Spending | None = None) -> int:
         """Complete a shard."""
         claims = held.claims
         answer = await self.runner.CompleteShard(
             lease_pb2.CompleteShardRequest(
-                shard=claims.shard, attempt=claims.attempt, runner=claims.runner, permits_in_use=in_use
+                shard=claims.shard,
+                attempt=claims.attempt,
+                runner=claims.runner,
+                permits_in_use=in_use,
+                spending=says,
             )
         )
         return answer.permits
 
     async def release(
-        self, held: Held, reason: lease_pb2.ReleaseShardRequest.Reason.ValueType, message: str = ""
+        self,
+        held: Held,
+        reason: lease_pb2.ReleaseShardRequest.Reason.ValueType,
+        message: str = "",
+        *,
+        says: lease_pb2.Spending | None = None,
     ) -> None:
         """Hand a shard back."""
         claims = held.claims
@@ -142,6 +164,7 @@ class Hub:
                 runner=claims.runner,
                 reason=reason,
                 message=message,
+                spending=says,
             )
         )
 
@@ -192,6 +215,7 @@ class Held:
     claims: lease_pb2.LeaseClaims
     permits: int
     seconds: float
+    grant: lease_pb2.Grant | None = None
 
 
 def run_request(cases: int = 100, **fields: Any) -> run_pb2.CreateRunRequest:
@@ -300,6 +324,7 @@ async def hub_served(
                 Loader(pool, leases, plans, signer, stub, stops),
                 Outbox(pool, connected),
                 removals,
+                Auditor(pool, locks, stops, stub, timedelta(0)),
                 Verifier(signer.public_key),
                 run_pb2_grpc.RunServiceStub(from_gateway),
                 lease_pb2_grpc.LeaseServiceStub(from_runner),
@@ -314,7 +339,7 @@ async def hub_served(
                 await hub.stop()
 
 
-async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True) -> None:
+async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True, max_tokens: int | None = 64) -> None:
     """Enter the version ``cases-<n>@1.0.0`` (``plain-<n>`` without an oracle) as a publication would."""
     name = f"{'cases' if oracle else 'plain'}-{cases}"
     async with db.acquire() as conn, conn.transaction():
@@ -331,7 +356,13 @@ async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True) -> None:
             DIGEST if oracle else "",
             cases,
             orjson.dumps(
-                {"temperature": 0.5, "top_p": None, "max_tokens": 64, "stop": ["END"], "extra": {"top_k": 5}}
+                {
+                    "temperature": 0.5,
+                    "top_p": None,
+                    "max_tokens": max_tokens,
+                    "stop": ["END"],
+                    "extra": {"top_k": 5},
+                }
             ).decode(),
             orjson.dumps(
                 {"verdict": "VERIFIED", "cases": 1, "oracle_mean": 1.0, "empty_mean": 0.0, "message": ""}
@@ -339,7 +370,9 @@ async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True) -> None:
         )
 
 
-async def register_model(db: asyncpg.Pool, name: str = "gpt", *, cap: int = 64, secret: bool = False) -> None:
+async def register_model(
+    db: asyncpg.Pool, name: str = "gpt", *, cap: int = 64, secret: bool = False, price: str | None = None
+) -> None:
     """Enter a model as its registration would."""
     generation: dict[str, object] = {
         "temperature": 1.0,
@@ -350,11 +383,13 @@ async def register_model(db: asyncpg.Pool, name: str = "gpt", *, cap: int = 64, 
     }
     async with db.acquire() as conn:
         await conn.execute(
-            "INSERT INTO models (name, request_id, base_url, model_id, max_concurrency, generation, description)"
-            " VALUES ($1, gen_random_uuid(), 'http://127.0.0.1:9/v1', 'gpt-1', $2, $3, '')",
+            "INSERT INTO models (name, request_id, base_url, model_id, max_concurrency, generation, description,"
+            " input_usd_per_mtok, output_usd_per_mtok)"
+            " VALUES ($1, gen_random_uuid(), 'http://127.0.0.1:9/v1', 'gpt-1', $2, $3, '', $4, $4)",
             name,
             cap,
             orjson.dumps(generation).decode(),
+            price,
         )
         if secret:
             await conn.execute("INSERT INTO model_secrets (model, sealed) VALUES ($1, 'sealed')", name)

@@ -25,6 +25,8 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
         self.loaded: list[lease_pb2.LeaseClaims] = []
         self.progress: dict[str, run_pb2.RunProgress] = {}
         self.answers_before_reported = 0
+        self.charges: dict[tuple[str, int], tuple[int, int]] = {}
+        """What was recorded under leases: money and tokens, by shard and attempt."""
         self.missing: dict[str, int] = {}
         """Of runs, the first so many ranges that miss results."""
         self.asked: list[result_pb2.FindMissingRequest] = []
@@ -71,6 +73,15 @@ class Scorer(result_pb2_grpc.RecordServiceServicer):
         self.asked.append(request)
         missing = min(self.missing.get(request.run, 0), len(request.ranges))
         return result_pb2.FindMissingResponse(incomplete=range(missing))
+
+    async def GetCharges(
+        self, request: result_pb2.GetChargesRequest, context: Any
+    ) -> result_pb2.GetChargesResponse:
+        await self._reached(context)
+        found = [self.charges.get((lease.shard, lease.attempt), (0, 0)) for lease in request.leases]
+        return result_pb2.GetChargesResponse(
+            charges=[result_pb2.Charge(picousd=picousd, tokens=tokens) for picousd, tokens in found]
+        )
 
     async def DeleteResults(
         self, request: result_pb2.DeleteResultsRequest, context: Any

@@ -410,7 +410,8 @@ async def test_everybody_does_everything_at_once(here: World, seed: int) -> None
                         else:
                             await hub.release(held, Release.REASON_STOPPING)
                     except grpc.RpcError as failure:
-                        if not isinstance(error_of(failure), LeaseLost):
+                        # On a busy machine PostgreSQL may not answer in time: what was meant is then done later.
+                        if not isinstance(error_of(failure), LeaseLost | Unavailable):
                             raise
 
         workers = [asyncio.create_task(work(f"r{n}", hubs[n % 2])) for n in range(3)]

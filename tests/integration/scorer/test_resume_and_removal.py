@@ -30,7 +30,7 @@ from tests.integration.scorer.support import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REPORTED = result_pb2.SealRunResponse.STATE_REPORTED
-_TABLES = ("results", "attempts", "scores", "scorings", "reports", "run_progress")
+_TABLES = ("results", "attempts", "scores", "scorings", "reports", "run_progress", "charges")
 
 
 @pytest_asyncio.fixture(loop_scope="module")

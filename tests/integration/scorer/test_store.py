@@ -119,7 +119,8 @@ async def check(pool: asyncpg.Pool, run: str) -> Totals:
     assert fields.pop("each_once"), "an attempt is in the tables twice"
     async with pool.acquire() as connection:
         told = (await store.progress(connection, [run]))[run]
-    assert told == Totals(**{name: int(value) for name, value in fields.items()})
+    counts: dict[str, Any] = {name: int(value) for name, value in fields.items()}
+    assert told == Totals(**counts)
     # Every final result has all its scores, and nothing else has any.
     unlike = await pool.fetchval(
         """

@@ -305,6 +305,8 @@ class Platform(
             spec.subject.model.CopyFrom(self.models[base])
             spec.subject.model.name = request.model
             spec.simulated = base == "builtin/simulated"
+        if request.HasField("budget"):
+            run.budget.CopyFrom(request.budget)
         self.runs[name] = run
         self.requests[request.request_id] = name
         return run
@@ -347,6 +349,8 @@ class Platform(
         if run.state == Run.STATE_PAUSED or self.missing:
             run.state = Run.STATE_RUNNING
             run.epoch += 1
+            if request.HasField("budget"):
+                run.budget.CopyFrom(request.budget)
         return run
 
     def DeleteRun(  # noqa: N802

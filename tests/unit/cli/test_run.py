@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,38 @@ def test_options_reach_the_run(benchgen: Command, platform: Platform) -> None:
     assert spec.generation.temperature == 0.5
     assert list(spec.generation.stop) == ["END"]
     assert not spec.generation.HasField("max_tokens")
+
+
+def test_a_budget_reaches_the_run_and_is_shown(benchgen: Command, platform: Platform) -> None:
+    limits = ("--max-cost", "2.50", "--max-tokens", "5000", "--max-time", "1h30m", "--max-errors", "3")
+    assert benchgen(*SIMULATED, *limits, "--max-reply-tokens", "64").code == 0
+    made = platform.runs["r000000000000"]
+    budget = made.budget
+    assert (budget.cost_picousd, budget.tokens, budget.errors) == (25 * 10**11, 5000, 3)
+    assert budget.time.seconds == 5400
+    assert made.spec.generation.max_tokens == 64
+    budget.used.cost_picousd, budget.used.reserved_picousd, budget.used.tokens = 10**11, 10**10, 70
+    shown = benchgen("runs", "show", "latest").out
+    assert re.search(r"budget +\$0.10\d* of \$2.50 \(\$0.01\d* reserved\) · 70 of 5,000 tokens", shown), shown
+    assert "0.0 s of 1 h 30 min · 0 of 3 errors" in shown
+    made.state = Run.STATE_PAUSED
+    assert benchgen("runs", "resume", "latest", "--max-cost", "5").code == 0
+    assert (made.budget.cost_picousd, made.budget.HasField("tokens")) == (5 * 10**12, False)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--max-cost", "lots", "expected US dollars such as 2.50, found 'lots'"),
+        ("--max-cost", "-1", "expected US dollars such as 2.50"),
+        ("--max-time", "soon", "expected a time such as 90s, 20m or 1h30m, found 'soon'"),
+        ("--max-time", "0", "expected a time"),
+    ],
+)
+def test_a_budget_that_makes_no_sense(benchgen: Command, option: str, value: str, expected: str) -> None:
+    ended = benchgen(*SIMULATED, option, value)
+    assert ended.code == 2
+    assert expected in ended.err
 
 
 def test_what_came_from_the_cache_is_told_apart(benchgen: Command, platform: Platform) -> None:
