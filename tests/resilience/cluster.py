@@ -42,6 +42,7 @@ from services.local.units import ServiceUnit, Unit
 from tests.integration.hub.support import bundle, manifest, upload_messages, zipped
 from tests.resilience.model_server import ModelServer
 from tests.resilience.network import Background, Edge
+from tests.transitions import GUARD
 
 LEASE_SECONDS = 2.0
 RING_SECONDS = 1.0
@@ -272,6 +273,7 @@ class Cluster:
             node.start()
         for node in services:
             node.wait_ready()
+        asyncio.run(self._guard_states())
         self._publish()
         self.register_model(MODEL, self.model.url)
 
@@ -390,17 +392,28 @@ class Cluster:
         """Ask PostgreSQL, past all edges."""
         return asyncio.run(self._query(statement, *values))
 
+    async def _guard_states(self) -> None:
+        """Let no run or shard change its state but as the hub's domain says."""
+        connection = await self._connect()
+        try:
+            await connection.execute(f"SET search_path TO hub; {GUARD}")
+        finally:
+            await connection.close()
+
     async def _query(self, statement: str, *values: object) -> list[asyncpg.Record]:
+        connection = await self._connect()
+        try:
+            return await connection.fetch(statement, *values)
+        finally:
+            await connection.close()
+
+    async def _connect(self) -> asyncpg.Connection:
         dsn = (
             StackSettings(self.folder, self._credentials, _PortsSeenBy(self._own["postgres"]))
             .postgres()
             .dsn("benchgen")
         )
-        connection = await asyncpg.connect(dsn, timeout=5)
-        try:
-            return await connection.fetch(statement, *values)
-        finally:
-            await connection.close()
+        return await asyncpg.connect(dsn, timeout=5)
 
     @property
     def nats_url(self) -> str:

@@ -181,6 +181,52 @@ class ShardState(StrEnum):
 OPEN = frozenset({ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING})
 
 
+class ShardEvent(StrEnum):
+    """What can happen to a shard; each is one statement of ``queries.sql``, by compare-and-set."""
+
+    RUNG = "rung"
+    """It entered the window."""
+    LEASED = "leased"
+    """A runner took it: attempt + 1."""
+    KEPT = "kept"
+    """Its holder renewed, be it late: nobody else had taken it."""
+    RETURNED = "returned"
+    """Its lease ended without result; it waits, whole or in parts."""
+    WITHDRAWN = "withdrawn"
+    """Its run was paused: it leaves the window."""
+    COMPLETED = "completed"
+    """Its holder says that every trial is stored."""
+    GIVEN_UP = "given up"
+    """It had too many faults, or its run was stopped for good."""
+    REOPENED = "reopened"
+    """Its run was resumed, and it has trials without a final result."""
+
+
+SHARD_TRANSITIONS: Mapping[ShardEvent, Mapping[ShardState, ShardState]] = {
+    ShardEvent.RUNG: {ShardState.PENDING: ShardState.QUEUED},
+    ShardEvent.LEASED: {ShardState.PENDING: ShardState.RUNNING, ShardState.QUEUED: ShardState.RUNNING},
+    ShardEvent.KEPT: {
+        ShardState.PENDING: ShardState.RUNNING,
+        ShardState.QUEUED: ShardState.RUNNING,
+        ShardState.RUNNING: ShardState.RUNNING,
+    },
+    ShardEvent.RETURNED: {ShardState.RUNNING: ShardState.PENDING},
+    ShardEvent.WITHDRAWN: {ShardState.QUEUED: ShardState.PENDING},
+    ShardEvent.COMPLETED: {
+        ShardState.PENDING: ShardState.DONE,
+        ShardState.QUEUED: ShardState.DONE,
+        ShardState.RUNNING: ShardState.DONE,
+    },
+    ShardEvent.GIVEN_UP: {
+        ShardState.PENDING: ShardState.ABANDONED,
+        ShardState.QUEUED: ShardState.ABANDONED,
+        ShardState.RUNNING: ShardState.ABANDONED,
+    },
+    ShardEvent.REOPENED: {ShardState.DONE: ShardState.PENDING, ShardState.ABANDONED: ShardState.PENDING},
+}
+"""Every change of a shard's state. A test compares the statements with it, and every test that runs on a database."""
+
+
 class ShardId(NamedTuple):
     """A shard's name, written ``r7k2m9qd4x1c-000003``, with more digits from a million on."""
 
@@ -316,7 +362,7 @@ def lease(shard: LeaseView, runner: RunnerId, request_id: str) -> LeaseKind:
     same = shard.request_id == request_id and shard.epoch == shard.run_epoch
     if same and shard.held_by(runner, shard.attempt):
         return LeaseKind.AGAIN
-    if shard.state not in (ShardState.PENDING, ShardState.QUEUED):
+    if shard.state not in SHARD_TRANSITIONS[ShardEvent.LEASED]:
         raise LeaseLost(f"the shard is {shard.state}")
     if shard.compromised:
         raise LeaseLost("it has had faults, as has what this runner holds; it is rung for again")

@@ -48,6 +48,7 @@ from services.hub.runs.stops import Stops
 from services.hub.runs.wakes import Wakes
 from tests.integration.hub.scorer_support import Scorer, scorer_served
 from tests.integration.hub.support import MIGRATIONS, seed
+from tests.transitions import GUARD
 
 LEASE_SECONDS = 2.0
 SECRET = "sk-of-the-model"
@@ -265,6 +266,14 @@ def refused(kind: type[BenchgenError]) -> Iterator[list[BenchgenError]]:
 
 
 @asynccontextmanager
+async def _guarded(pool: asyncpg.Pool) -> AsyncIterator[None]:
+    """No run or shard changes its state but as the domain says."""
+    async with pool.acquire() as connection:
+        await connection.execute(GUARD)
+    yield
+
+
+@asynccontextmanager
 async def hub_served(
     dsn: str, nats_url: str, scorer_address: str, scorer_token: str, key: str, *, lease: float = LEASE_SECONDS
 ) -> AsyncIterator[Hub]:
@@ -284,6 +293,7 @@ async def hub_served(
     )
     async with (
         db.pool(dsn, MIGRATIONS) as pool,
+        _guarded(pool),
         bus.connect(nats_url, "hub") as connected,
         rpc.channel(scorer_address, settings) as to_scorer,
     ):
