@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 
 import asyncpg
 
+from services.common import db
+
 #: How often a process looks again, seconds: as long as it takes two machines to drift apart by nothing that matters.
 EVERY_SECONDS = 30.0
+_RETRY_SECONDS = 0.2
 
 
 class SharedClock:
@@ -21,6 +25,16 @@ class SharedClock:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
         self._ahead = time.time() - time.monotonic()
+
+    async def first_look(self) -> None:
+        """Look at PostgreSQL's clock; waits as long as it takes for the server to be there."""
+        while True:
+            try:
+                return await self.step()
+            except (*db.TRANSIENT, TimeoutError) as error:
+                if not db.is_transient(error) and not isinstance(error, TimeoutError):
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def step(self) -> None:
         """Look at PostgreSQL's clock."""

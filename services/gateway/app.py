@@ -41,7 +41,7 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
     ):
         await ensure_first_key(pool, settings.bootstrap_key_hash)
         shared = SharedClock(pool)
-        await shared.step()
+        await shared.first_look()
         keys = Keys(pool, shared)
         backends = Backends(hub, scorer, settings, signer, shared.now)
         api = Api(pool, keys, backends, process.stopping)

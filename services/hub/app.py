@@ -104,7 +104,7 @@ async def serve(settings: HubSettings, process: Process) -> None:
 async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> None:
     wakes = Wakes()
     shared = SharedClock(near.pool)
-    await shared.step()
+    await shared.first_look()
     signer = Signer(settings.lease_signing_key.get_secret_value())
     vault = Vault(settings.master_key, settings.master_key_old)
     records = result_pb2_grpc.RecordServiceStub(near.scorer)

@@ -69,7 +69,7 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
         ) as pool,
     ):
         shared = SharedClock(pool)
-        await shared.step()
+        await shared.first_look()
         access = rpc.Access(
             settings,
             CALLERS,
