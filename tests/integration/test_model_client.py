@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from services.common.models.client import ModelClient
+from services.common.models.client import ModelClient, watched_socket
 from services.common.models.types import ChatRequest, Endpoint, Fault, FaultKind, Reply, Timeouts, Usage
 from tests.integration.model_servers import (
     ANSWER,
@@ -319,6 +319,30 @@ async def test_what_json_cannot_hold_is_a_fault_of_the_request() -> None:
         fault = await client.chat(Endpoint("http://127.0.0.1:1/v1", "m"), request)
     assert isinstance(fault, Fault)
     assert fault.kind is FaultKind.BAD_REQUEST
+
+
+def test_a_peer_that_vanished_is_noticed() -> None:
+    """Nothing on one machine vanishes without a word: that the kernel is told to watch has to do."""
+    with watched_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 30
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+
+
+async def test_a_stream_that_nobody_asked_for() -> None:
+    chunk = orjson.dumps({"model": "m-1", "choices": [{"delta": {"content": "42"}, "finish_reason": "stop"}]})
+    async with http_server(says(b"data: " + chunk + b"\n\n", content_type="text/event-stream")) as url:
+        reply = await ask(url)
+    assert isinstance(reply, Reply)
+    assert reply.text == "42"
+
+
+async def test_a_reply_with_which_a_rate_limit_is_used_up() -> None:
+    headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "3s"}
+    async with http_server(says(ANSWER, headers=headers)) as url:
+        reply = await ask(url)
+    assert isinstance(reply, Reply)
+    assert reply.rest_s == 3
 
 
 async def test_a_closed_client_says_so() -> None:

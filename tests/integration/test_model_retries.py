@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from time import monotonic
 
 import orjson
 import pytest
@@ -164,3 +165,20 @@ async def test_the_limit_is_kept_and_learns() -> None:
     assert min(allowed) == 5
     assert limit.allowed == 5
     assert sum(len(one.calls) for one in ended) == 41
+
+
+async def test_all_calls_wait_when_a_rate_limit_is_used_up() -> None:
+    asked: list[float] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(monotonic())
+        headers = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "400ms"}
+        return await says(ANSWER, headers=headers if len(asked) == 1 else None)(request)
+
+    limit = AdaptiveLimit(1)
+    async with http_server(answer) as url, ModelClient() as client:
+        endpoint = Endpoint(url, "m")
+        calls = (chat_with_retries(client, endpoint, QUESTION, QUICK, limit=limit) for _ in range(3))
+        ended = await asyncio.gather(*calls)
+    assert all(isinstance(one.result, Reply) for one in ended)
+    assert asked[1] - asked[0] >= 0.35

@@ -75,7 +75,7 @@ class ModelClient:
             keepalive_timeout=30,
             ttl_dns_cache=60,
             ssl=self._ssl_context if self._ssl_context is not None else True,
-            socket_factory=_watched_socket,
+            socket_factory=watched_socket,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -190,7 +190,7 @@ class ModelClient:
         return prepared
 
 
-def _watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+def watched_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     """A socket that notices when the other side is gone without having said so."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
