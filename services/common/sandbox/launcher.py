@@ -43,7 +43,8 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 
 _MNT_DETACH = 2
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 24, 38
 _CLONE_NEWUSER = 0x10000000
-_SIGKILL, _SIGPIPE, _SIGXCPU, _SIGXFSZ = 9, 13, 24, 25
+_SIGINT, _SIGKILL, _SIGPIPE, _SIGXCPU, _SIGXFSZ = 2, 9, 13, 24, 25
+_SIG_IGN = 1
 #: CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SYS_PTRACE: what guarding takes.
 _KEPT = 1 << 2 | 1 << 5 | 1 << 19
 _TICK = 0.02
@@ -243,8 +244,8 @@ def _become_program(order: Order, ready: int, go: int, streams: tuple[int, int, 
     except OSError as error:
         os.write(ready, f"cannot start the program: {error}".encode())
         os._exit(125)
-    # Python ignores these two, and what is ignored stays so.
-    for number in (_SIGPIPE, _SIGXFSZ):
+    # Python ignores two of these, we the third, and what is ignored stays so.
+    for number in (_SIGPIPE, _SIGXFSZ, _SIGINT):
         _libc.signal(number, None)
     os.write(ready, b"+")
     os.read(go, 1)
@@ -583,6 +584,8 @@ def main(control: BinaryIO) -> None:
 
     if os.getpid() != 1:
         os._exit(1)  # killing "everything" would not end at the box
+    # The kernel keeps signals from inside the box off process 1, but for those that it handles; Python does this one.
+    _libc.signal(_SIGINT, ctypes.c_void_p(_SIG_IGN))
     os.umask(0o022)
     order: Order = marshal.loads(_read(control, _number(control)))  # noqa: S302 - from our own service
     try:
@@ -602,7 +605,8 @@ def main(control: BinaryIO) -> None:
         _keep_capabilities(_KEPT)
         _start(control, order)
     except OSError as error:
-        message = (error.strerror or str(error)).encode()
+        where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+        message = f"{error.strerror or error}{where}".encode()
         _send(control, b"E" + _numbers(len(message)) + message)
         sys.exit(1)
     guard = _Guard(control, order, child, (feed, out, err))

@@ -45,7 +45,8 @@ _FORBIDDEN: dict[str, tuple[int, int | None]] = {
     "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "sethostname": (170, 161),
     "setdomainname": (171, 162), "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
     "clock_adjtime": (305, 266), "iopl": (172, None), "ioperm": (173, None), "vhangup": (153, 58),
-    "modify_ldt": (154, None), "mbind": (237, 235), "set_mempolicy": (238, 237), "get_mempolicy": (239, 236),
+    "ioprio_set": (251, 30), "modify_ldt": (154, None), "mbind": (237, 235), "set_mempolicy": (238, 237),
+    "get_mempolicy": (239, 236),
     "migrate_pages": (256, 238), "move_pages": (279, 239), "set_mempolicy_home_node": (450, 450),
 }  # fmt: skip
 
@@ -59,12 +60,20 @@ _ABSENT: dict[str, tuple[int, int | None]] = {
     "clone3": (435, 435),
 }  # fmt: skip
 
-_CLONE, _PRLIMIT, _IOCTL, _PERSONALITY = (56, 220), (302, 261), (16, 29), (135, 92)
+#: For oneself only: others of the box's user may be what guards it. The first argument is a process, 0 is oneself.
+_OWN = {
+    "prlimit64": (302, 261), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
+}  # fmt: skip
+_CLONE, _SET_PRIORITY, _IOCTL, _PERSONALITY = (56, 220), (141, 140), (16, 29), (135, 92)
 _SOCKETS = ((41, 198), (53, 199))
 #: CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 _NEW_NAMESPACES = 0x7E020000
-_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+#: Characters and commands for terminals, and TIOCSETD: disciplines for lines, for which the kernel loads modules.
+_TERMINAL_COMMANDS = (0x5412, 0x541C, 0x5423)
 _FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+#: The usual one, ICMP (or unix sockets' own number), TCP, UDP; for others the kernel loads modules.
+_PROTOCOLS = (0, 1, 6, 17)
 
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -82,12 +91,19 @@ def _refuse(error: int) -> _Step:
     return _Step(_RETURN, _ERRNO | error)
 
 
-def _argument(index: int, *, high: bool = False) -> _Step:
-    return _Step(_LOAD, _ARGUMENTS_AT + 8 * index + (4 if high else 0))
+def _argument(index: int) -> _Step:
+    """Load the low half of an argument, on machines that store it first; all that is looked at has 32 bits."""
+    return _Step(_LOAD, _ARGUMENTS_AT + 8 * index)
 
 
 def _when(number: int, steps: Sequence[_Step]) -> list[_Step]:
     return [_Step(_EQUAL, number, 0, len(steps)), *steps]
+
+
+def _one_of(values: Sequence[int], error: int) -> list[_Step]:
+    """Allow what was loaded if it is one of these, and refuse it otherwise. The last step allows."""
+    known = [_Step(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)]
+    return [*known, _refuse(error), _Step(_RETURN, _ALLOW)]
 
 
 def _rules(which: int) -> list[_Step]:
@@ -100,32 +116,23 @@ def _rules(which: int) -> list[_Step]:
     steps += _when(
         _CLONE[which], [_argument(0), _Step(_ANY_BIT, _NEW_NAMESPACES, 0, 1), _refuse(errno.EPERM), allow]
     )
-    # Limits of oneself only: the one of another process of the box is the one that guards it.
-    steps += _when(_PRLIMIT[which], [_argument(0), _Step(_EQUAL, 0, 0, 1), allow, _refuse(errno.EPERM)])
+    for numbers in _OWN.values():
+        steps += _when(numbers[which], [_argument(0), *_one_of((0,), errno.EPERM)])
+    # Two arguments: of a process (0), which is oneself (0).
+    other = [_Step(_EQUAL, 0, 1, 0), _refuse(errno.EPERM)]
+    steps += _when(_SET_PRIORITY[which], [_argument(0), *other, _argument(1), *other, allow])
     # The kernel takes the low half of the command, so that alone is compared.
-    steps += _when(
-        _IOCTL[which],
-        [
-            _argument(1),
-            _Step(_EQUAL, _TIOCSTI, 1, 0),
-            _Step(_EQUAL, _TIOCLINUX, 0, 1),
-            _refuse(errno.EPERM),
-            allow,
-        ],
-    )
-    steps += _when(
-        _PERSONALITY[which],
-        [
-            _argument(0),
-            _Step(_EQUAL, 0, 2, 0),
-            _Step(_EQUAL, 0xFFFFFFFF, 1, 0),  # only asks
-            _refuse(errno.EPERM),
-            allow,
-        ],
-    )
+    known = [
+        _Step(_EQUAL, command, len(_TERMINAL_COMMANDS) - at, 0)
+        for at, command in enumerate(_TERMINAL_COMMANDS)
+    ]
+    steps += _when(_IOCTL[which], [_argument(1), *known, allow, _refuse(errno.EPERM)])
+    # 0xFFFFFFFF only asks.
+    steps += _when(_PERSONALITY[which], [_argument(0), *_one_of((0, 0xFFFFFFFF), errno.EPERM)])
     for numbers in _SOCKETS:
-        known = [_Step(_EQUAL, family, len(_FAMILIES) - at, 0) for at, family in enumerate(_FAMILIES)]
-        steps += _when(numbers[which], [_argument(0), *known, _refuse(errno.EAFNOSUPPORT), allow])
+        families = _one_of(_FAMILIES, errno.EAFNOSUPPORT)[:-1]
+        protocols = _one_of(_PROTOCOLS, errno.EPROTONOSUPPORT)
+        steps += _when(numbers[which], [_argument(0), *families, _argument(2), *protocols])
     return steps
 
 

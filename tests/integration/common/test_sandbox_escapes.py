@@ -79,10 +79,12 @@ def probed() -> Iterator[dict[str, Any]]:
 REFUSED = {
     "EPERM": """ptrace process_vm_readv kcmp pidfd_getfd unshare_user unshare_mount clone_user clone_net setns
         mount umount pivot_root chroot fsopen open_tree keyctl add_key request_key bpf perf_event_open open_by_handle_at
-        name_to_handle_at init_module kexec_load personality reboot limits_of_the_guard setgroups real_time
-        set_time make_a_device tiocsti tioclinux socket_raw""",
+        name_to_handle_at init_module kexec_load personality reboot limits_of_the_guard
+        priority_of_the_guard priority_of_everybody scheduling_of_the_guard processors_of_the_guard setgroups real_time
+        set_time make_a_device tiocsti tiocsetd tioclinux socket_raw""",
     "ENOSYS": "clone3 io_uring_setup io_setup userfaultfd memfd_create shmget msgget newer_calls x32_calls",
     "EAFNOSUPPORT": "socket_netlink socket_packet socket_vsock socket_alg socket_bluetooth",
+    "EPROTONOSUPPORT": "socket_sctp",
     "EACCES": "negative_nice guards_memory guards_environment guards_files guards_root",
     "ENETUNREACH": "connect_outside",
     "ECONNREFUSED": "connect_host_loopback connect_host_abstract",
@@ -96,6 +98,23 @@ REFUSED = {
 )
 def test_what_is_refused(probed: dict[str, Any], name: str, error: str) -> None:
     assert probed[name] == error
+
+
+@pytest.mark.parametrize("name", ["own_priority", "own_processors", "socket_tcp", "socket_pair"])
+def test_what_programs_need_is_allowed(probed: dict[str, Any], name: str) -> None:
+    assert probed[name] is None
+
+
+async def test_no_signal_ends_the_guard(provider: Bubblewrap) -> None:
+    code = """
+import os
+for number in range(1, 65):
+    try: os.kill(1, number)
+    except OSError: pass
+print("here")
+"""
+    found = await _python(provider, code)
+    assert (found.ended, found.exit_code, found.stdout) == (Ended.EXITED, 0, b"here\n"), found
 
 
 def test_the_guard_is_not_killed_from_inside(probed: dict[str, Any]) -> None:
