@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from benchgen.eval.v1 import environment_pb2, model_pb2, result_pb2, run_pb2
+from benchgen.eval.v1 import environment_pb2, key_pb2, model_pb2, result_pb2, run_pb2
 
 Json = dict[str, Any]
 
@@ -280,6 +280,29 @@ def _progress_json(progress: run_pb2.RunProgress) -> Json:
         "shards": progress.shards,
         "shards_done": progress.shards_done,
     }
+
+
+def key_json(key: key_pb2.ApiKey) -> Json:
+    """An API key, without its secret; `daily_budget` is what all its runs may spend a day (UTC)."""
+    daily = key.daily_budget
+    return {
+        "key": key.name,
+        "name": key.display_name,
+        "scopes": list(key.scopes),
+        "daily_budget": {
+            "cost_usd": daily.cost_picousd / PICOUSD if daily.HasField("cost_picousd") else None,
+            "tokens": _optional(daily, "tokens"),
+        },
+        "created_at": _time(key.create_time, key.HasField("create_time")),
+        "expires_at": _time(key.expire_time, key.HasField("expire_time")),
+        "revoked_at": _time(key.revoke_time, key.HasField("revoke_time")),
+        "last_used_at": _time(key.last_use_time, key.HasField("last_use_time")),
+    }
+
+
+def new_key_json(made: key_pb2.CreateKeyResponse) -> Json:
+    """A key that was made, with its secret."""
+    return key_json(made.key) | {"secret": made.secret}
 
 
 # --- results and reports -------------------------------------------------------------------------

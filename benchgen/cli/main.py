@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import click
 
 from benchgen import errors
-from benchgen.cli import environments, models, results, run, runs, stack
+from benchgen.cli import environments, keys, models, results, run, runs, stack
 from benchgen.cli.exits import Exit, Stop
 from benchgen.cli.options import Sections, help_alone, server_options
 
 _SECTIONS = {
     "This machine": ["up", "status", "down"],
     "What to measure": ["env", "model"],
+    "Who may": ["keys"],
     "Measure": ["run", "runs", "report", "results"],
 }
 
@@ -56,6 +57,7 @@ for command in (
     stack.status,
     environments.env,
     models.model,
+    keys.keys,
     run.run,
     runs.runs,
     results.report,

@@ -15,6 +15,8 @@ from benchgen.errors import InvalidInput, NotFound, Unavailable
 from benchgen.eval.v1 import (
     environment_pb2,
     environment_pb2_grpc,
+    key_pb2,
+    key_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
     result_pb2,
@@ -78,6 +80,7 @@ class Client:
         self._environments = environment_pb2_grpc.EnvironmentServiceStub(channel)
         self._models = model_pb2_grpc.ModelServiceStub(channel)
         self._runs = run_pb2_grpc.RunServiceStub(channel)
+        self._keys = key_pb2_grpc.KeyServiceStub(channel)
         self._results = result_pb2_grpc.ResultServiceStub(channel)
 
     def __enter__(self) -> Self:
@@ -221,6 +224,26 @@ class Client:
         """Make one tiny call to a model; a call that fails is an answer, no error."""
         request = model_pb2.TestModelRequest(name=name)
         return self._transport.call(self._models.TestModel, request, repeat=False, seconds=_TEST_SECONDS)
+
+    # --- keys -------------------------------------------------------------------------------------
+
+    def create_key(self, request: key_pb2.CreateKeyRequest) -> key_pb2.CreateKeyResponse:
+        """Make an API key; its secret is in the answer and nowhere else. Needs the scope `admin`."""
+        # Not repeated: a second one would be made, whose secret nobody knows.
+        return self._transport.call(self._keys.CreateKey, request, repeat=False)
+
+    def list_keys(self) -> list[key_pb2.ApiKey]:
+        """All API keys, oldest first. Needs the scope `admin`."""
+        return list(self._transport.call(self._keys.ListKeys, key_pb2.ListKeysRequest()).keys)
+
+    def revoke_key(self, name: str) -> key_pb2.ApiKey:
+        """Revoke an API key; its runs go on. Needs the scope `admin`."""
+        return self._transport.call(self._keys.RevokeKey, key_pb2.RevokeKeyRequest(name=name))
+
+    def set_key_budget(self, name: str, budget: key_pb2.KeyBudget) -> key_pb2.ApiKey:
+        """Replace what all runs of a key may spend a day (UTC). Needs the scope `admin`."""
+        request = key_pb2.SetKeyBudgetRequest(name=name, daily_budget=budget)
+        return self._transport.call(self._keys.SetKeyBudget, request)
 
     # --- runs -------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from services.gateway.config import GatewaySettings
 from services.gateway.http import server as http_server
 from services.gateway.http.app import build
 from services.gateway.http.caller import Api
+from services.gateway.key_admin import KeyAdmin
+from services.gateway.key_service import KeyService
 from services.gateway.keys import Keys, ensure_first_key
 from services.gateway.passthrough import Passthrough
 
@@ -44,7 +46,8 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         await shared.first_look()
         keys = Keys(pool, shared)
         backends = Backends(hub, scorer, settings, signer, shared.now)
-        api = Api(pool, keys, backends, process.stopping)
+        admin = KeyAdmin(pool, keys, backends)
+        api = Api(pool, keys, backends, process.stopping, admin)
 
         async def forget() -> None:
             await idempotency.forget(pool)
@@ -53,7 +56,9 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         process.loop("idempotency.forget", forget, every=_FORGET_EVERY_SECONDS)
         async with (
             http_server.listening(build(api), settings.api_listen, process) as api_port,
-            public.server(settings.grpc_listen, Passthrough(keys, backends)) as grpc_port,
+            public.server(
+                settings.grpc_listen, Passthrough(keys, backends), KeyService(keys, admin)
+            ) as grpc_port,
         ):
             process.ready = True
             log.info("gateway.ready", api=api_port, grpc=grpc_port)

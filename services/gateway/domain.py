@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from benchgen.errors import InvalidInput, Unauthenticated
-from services.common.auth import Principal
+from services.common.auth import NO_LIMITS, DailyLimits, Principal
 
 BEARER_HINT = "send it as `Authorization: Bearer bg_...`, which is the metadata `authorization` in gRPC"
 
@@ -25,6 +25,7 @@ class ApiKey:
     scopes: frozenset[str]
     expires_at: datetime | None
     revoked_at: datetime | None
+    daily: DailyLimits = NO_LIMITS
 
     def principal(self, now: datetime) -> Principal:
         """Whom the key speaks for at this moment.
@@ -35,7 +36,16 @@ class ApiKey:
             raise Unauthenticated("this API key was revoked")
         if self.expires_at is not None and self.expires_at <= now:
             raise Unauthenticated("this API key has expired")
-        return Principal(self.id, self.scopes)
+        return Principal(self.id, self.scopes, self.daily)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A key as it is listed."""
+
+    key: ApiKey
+    created_at: datetime
+    last_used_at: datetime | None
 
 
 def new_key_id() -> str:

@@ -47,6 +47,10 @@ class Keys:
             raise Unauthenticated(f"this API key is not known here; {BEARER_HINT}")
         return key.principal(self._clock.moment())
 
+    def forget(self) -> None:
+        """Look at the table again: a key was changed. Other gateways do so by themselves, soon."""
+        self._seen.clear()
+
     async def _find(self, key_hash: str) -> ApiKey | None:
         now = time.monotonic()
         looked_at, key = self._seen.get(key_hash, (None, None))

@@ -12,11 +12,16 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from benchgen.eval.v1 import key_pb2, key_pb2_grpc
 from services.common.rpc import MAX_MESSAGE
+from services.gateway.key_service import KeyService
 from services.gateway.passthrough import PUBLIC_SERVICES, Passthrough
 
 #: How long calls under way may take to end when the process stops, seconds.
 _GRACE_SECONDS = 5.0
+
+#: What passes through, and what is answered here.
+_SERVICES = (*PUBLIC_SERVICES, key_pb2.DESCRIPTOR.services_by_name["KeyService"])
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -31,10 +36,11 @@ _OPTIONS = [
 
 
 @asynccontextmanager
-async def server(listen: str, passthrough: Passthrough) -> AsyncIterator[int]:
+async def server(listen: str, passthrough: Passthrough, keys: KeyService) -> AsyncIterator[int]:
     """A running server; yields its port. On exit it takes no new calls and waits for those under way."""
     running = grpc.aio.server(handlers=[passthrough], options=_OPTIONS)
-    names = [service.full_name for service in PUBLIC_SERVICES]
+    key_pb2_grpc.add_KeyServiceServicer_to_server(keys, running)
+    names = [service.full_name for service in _SERVICES]
     reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], running, _public_pool())
     status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, running)
@@ -53,7 +59,7 @@ async def server(listen: str, passthrough: Passthrough) -> AsyncIterator[int]:
 def _public_pool() -> DescriptorPool:
     """The contracts without the services that only services call."""
     pool = DescriptorPool()
-    public = {service.full_name for service in PUBLIC_SERVICES}
+    public = {service.full_name for service in _SERVICES}
     added: set[str] = set()
 
     def add(file: FileDescriptor) -> None:
@@ -69,6 +75,6 @@ def _public_pool() -> DescriptorPool:
         copy.service.extend(kept)
         pool.Add(copy)
 
-    for service in PUBLIC_SERVICES:
+    for service in _SERVICES:
         add(service.file)
     return pool

@@ -3,7 +3,8 @@
 -- name: find_key
 -- The key with this hash; notes its use, once a minute at most.
 WITH found AS (
-    SELECT id, name, scopes, expires_at, revoked_at FROM api_keys WHERE hash = $1
+    SELECT id, name, scopes, expires_at, revoked_at, daily_picousd, daily_tokens, budget_version
+    FROM api_keys WHERE hash = $1
 ), used AS (
     UPDATE api_keys SET last_used_at = now()
     FROM found
@@ -15,6 +16,13 @@ SELECT * FROM found
 INSERT INTO api_keys (id, name, hash, scopes, expires_at)
 VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (hash) DO NOTHING
+
+-- name: list_keys
+SELECT id, name, scopes, created_at, expires_at, revoked_at, last_used_at, daily_picousd, daily_tokens, budget_version
+FROM api_keys ORDER BY created_at, id
+
+-- name: set_key_budget
+UPDATE api_keys SET daily_picousd = $2, daily_tokens = $3, budget_version = budget_version + 1 WHERE id = $1
 
 -- name: revoke_key
 UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND revoked_at IS NULL

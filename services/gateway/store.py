@@ -9,8 +9,9 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from services.common.auth import DailyLimits
 from services.common.queries import load_queries
-from services.gateway.domain import Answer, ApiKey, KnownRequest
+from services.gateway.domain import Answer, ApiKey, KeyRow, KnownRequest
 
 _SQL = load_queries(Path(__file__).with_name("queries.sql"))
 
@@ -20,7 +21,26 @@ async def find_key(pool: asyncpg.Pool, key_hash: str) -> ApiKey | None:
     row = await pool.fetchrow(_SQL["find_key"], key_hash)
     if row is None:
         return None
-    return ApiKey(row["id"], row["name"], frozenset(row["scopes"]), row["expires_at"], row["revoked_at"])
+    return _read_key(row)
+
+
+def _read_key(row: asyncpg.Record) -> ApiKey:
+    daily = DailyLimits(row["daily_picousd"], row["daily_tokens"], row["budget_version"])
+    scopes = frozenset(row["scopes"])
+    return ApiKey(row["id"], row["name"], scopes, row["expires_at"], row["revoked_at"], daily)
+
+
+async def list_keys(pool: asyncpg.Pool) -> list[KeyRow]:
+    """All keys, oldest first."""
+    return [
+        KeyRow(_read_key(row), row["created_at"], row["last_used_at"])
+        for row in await pool.fetch(_SQL["list_keys"])
+    ]
+
+
+async def set_key_budget(pool: asyncpg.Pool, key_id: str, picousd: int | None, tokens: int | None) -> None:
+    """Replace what a key may spend a day."""
+    await pool.execute(_SQL["set_key_budget"], key_id, picousd, tokens)
 
 
 async def add_key(

@@ -8,7 +8,17 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp
 
-from services.gateway.http import edge, environments, models, openapi, pages, predictions, problems, runs
+from services.gateway.http import (
+    edge,
+    environments,
+    keys,
+    models,
+    openapi,
+    pages,
+    predictions,
+    problems,
+    runs,
+)
 from services.gateway.http.caller import Api
 
 _DESCRIPTION = (
@@ -21,6 +31,7 @@ _TAGS = [
     {"name": "environments", "description": "Versioned packages of test cases, harness and scoring rules."},
     {"name": "models", "description": "Endpoints that runs are pointed at."},
     {"name": "runs", "description": "One environment version pointed at one model, or at recorded answers."},
+    {"name": "keys", "description": "API keys and what they may spend a day."},
 ]
 
 #: What takes more than a mebibyte.
@@ -36,7 +47,7 @@ def build(api: Api) -> ASGIApp:
     """The whole HTTP API. It loads nothing from elsewhere, not even for its documents."""
     # The router alone would already be complete; the security scheme is there for the OpenAPI document.
     guarded = APIRouter(dependencies=[Depends(_bearer)])
-    for part in (environments, models, runs, predictions):
+    for part in (environments, models, runs, predictions, keys):
         guarded.include_router(part.router)
     app = _Documented(
         title="BenchGen Eval",

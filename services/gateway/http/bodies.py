@@ -7,9 +7,9 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from benchgen.eval.v1 import environment_pb2, model_pb2, run_pb2
+from benchgen.eval.v1 import environment_pb2, key_pb2, model_pb2, run_pb2
 
 _FORM = ConfigDict(extra="forbid")
 
@@ -164,6 +164,49 @@ class BudgetBody(BaseModel):
         if self.seconds is not None:
             budget.time.FromTimedelta(timedelta(seconds=self.seconds))
         return budget
+
+
+class KeyBudgetBody(BaseModel):
+    """What all runs of a key may spend a day (UTC); what is left out is not limited."""
+
+    model_config = _FORM
+
+    cost_usd: Annotated[
+        Decimal | None, Field(ge=0, le=1_000_000, allow_inf_nan=False, description="US dollars.")
+    ] = None
+    tokens: Annotated[int | None, Field(ge=0, le=2**60, description="Tokens in and out.")] = None
+
+    def message(self) -> key_pb2.KeyBudget:
+        """The same as the services know it."""
+        return key_pb2.KeyBudget(
+            cost_picousd=None if self.cost_usd is None else int(self.cost_usd * 10**12), tokens=self.tokens
+        )
+
+
+class KeyBody(BaseModel):
+    """An API key to make."""
+
+    model_config = _FORM | ConfigDict(
+        json_schema_extra={
+            "examples": [{"name": "ci", "scopes": ["read", "run"], "daily_budget": {"cost_usd": "5"}}]
+        }
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=100, description="What people call it.")]
+    scopes: Annotated[list[str], Field(min_length=1, description="What it may do.")]
+    daily_budget: Annotated[KeyBudgetBody | None, Field(description="What it may spend a day.")] = None
+    expires_at: Annotated[AwareDatetime | None, Field(description="From when on it is refused.")] = None
+
+    def message(self) -> key_pb2.CreateKeyRequest:
+        """The same as the services know it."""
+        request = key_pb2.CreateKeyRequest(
+            display_name=self.name,
+            scopes=self.scopes,
+            daily_budget=self.daily_budget.message() if self.daily_budget else None,
+        )
+        if self.expires_at is not None:
+            request.expire_time.FromDatetime(self.expires_at)
+        return request
 
 
 class ResumeBody(BaseModel):

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from services.common.auth import Principal
 from services.gateway.backends import CALL_SECONDS, Backends
+from services.gateway.key_admin import KeyAdmin
 from services.gateway.keys import Keys
 
 Answer = TypeVar("Answer")
@@ -26,6 +27,7 @@ class Api:
     backends: Backends
     stopping: asyncio.Event
     """Set when the process should end."""
+    key_admin: KeyAdmin
 
 
 @dataclass(frozen=True, slots=True)

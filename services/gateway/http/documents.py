@@ -494,6 +494,32 @@ class Report(Shape):
     seconds: float
 
 
+class KeyBudget(Shape):
+    """What all runs of a key may spend a day (UTC); null is not limited."""
+
+    cost_usd: float | None
+    tokens: int | None
+
+
+class Key(Shape):
+    """An API key, without its secret."""
+
+    key: Annotated[str, Field(description="Its id.")]
+    name: str
+    scopes: list[str]
+    daily_budget: KeyBudget
+    created_at: str | None
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class NewKey(Key):
+    """A key that was made."""
+
+    secret: Annotated[str, Field(description="What its holder sends. Shown once: only its hash is stored.")]
+
+
 Item = TypeVar("Item", bound=Shape)
 
 
@@ -518,6 +544,10 @@ class ModelPage(Page[Model]):
 
 class RunPage(Page[Run]):
     """A page of runs."""
+
+
+class KeyPage(Page[Key]):
+    """All keys."""
 
 
 class ResultPage(Page[Result]):
