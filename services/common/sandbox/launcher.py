@@ -2,7 +2,8 @@
 
 Runs inside the namespaces that bubblewrap made, as process 1: when it ends, the kernel kills whatever else is in the
 box. It is sent to the box as compiled code over its control socket and must start fast: it imports nothing but small
-parts of the standard library, nothing of ours, and no module that takes milliseconds.
+parts of the standard library, nothing of ours, and no module that takes milliseconds (hence ``_ctypes`` and its few
+types rather than ``ctypes`` and its many).
 
 In a container the engine has done the mounting, and the rest is the same.
 
@@ -20,7 +21,7 @@ That the control socket ends before means that nobody wants the box any more.
 
 from __future__ import annotations
 
-import ctypes
+import _ctypes
 import errno
 import os
 import resource
@@ -53,12 +54,45 @@ _NICE = 5
 _LONGEST_PATH = 1024
 _STAGING = "/run/box"
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "L"
+
+
+class _Short(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "H"
+
+
+class _Bytes(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "z"
+
+
+class _Function(_ctypes.CFuncPtr):
+    _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+class _Filter(_ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = [("length", _Short), ("steps", _Bytes)]  # noqa: RUF012
+
+
+_LIBC = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+
+
+def _libc(name: str) -> _Function:
+    return _Function(_ctypes.dlsym(_LIBC, name))
 
 
 def _call(name: str, *arguments: object) -> None:
-    if getattr(_libc, name)(*arguments) != 0:
-        number = ctypes.get_errno()
+    """Call a function that returns 0, or -1 and an error. Plain numbers are passed as ``int``."""
+    if _libc(name)(*arguments) != 0:
+        number = _ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
@@ -69,35 +103,32 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
             source.encode(),
             os.fsencode(target),
             kind.encode() if kind else None,
-            ctypes.c_ulong(flags),
+            _Word(flags),
             options.encode(),
         )
     except OSError as error:
         raise OSError(error.errno, f"cannot mount {target}: {error.strerror}") from None
 
 
-def _prctl(option: int, *arguments: object) -> None:
-    _call("prctl", ctypes.c_int(option), *(arguments or (ctypes.c_ulong(0),)), *[ctypes.c_ulong(0)] * 3)
-
-
-class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+def _prctl(option: int, argument: int, pointer: object = None) -> None:
+    _call("prctl", option, _Word(argument), pointer or _Word(0), _Word(0), _Word(0))
 
 
 def _forbid_capabilities() -> None:
     """Never get a capability again, whatever is executed."""
     for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            if ctypes.get_errno() == errno.EINVAL:
+        try:
+            _prctl(_PR_CAPBSET_DROP, capability)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
                 return  # the kernel knows no more of them
-            raise OSError(ctypes.get_errno(), "cannot give up capabilities")
+            raise
 
 
 def _keep_capabilities(kept: int) -> None:
     """Give up every capability but those in the mask."""
-    header = _Header(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)
-    _call("capset", ctypes.byref(header), ctypes.byref(data))
+    words = [0x20080522, 0], [kept, kept, 0, 0, 0, 0]
+    _call("capset", *[b"".join(word.to_bytes(4, sys.byteorder) for word in part) for part in words])
 
 
 def _read(control: BinaryIO, length: int) -> bytes:
@@ -141,7 +172,7 @@ def _make_disk(order: Order) -> None:
         except OSError as error:
             raise OSError(error.errno, f"cannot make the folder {target}: {error.strerror}") from None
         _mount(part, target, None, _MS_BIND)
-    _call("umount2", _STAGING.encode(), ctypes.c_int(_MNT_DETACH))
+    _call("umount2", _STAGING.encode(), _MNT_DETACH)
     os.rmdir(_STAGING)
     os.symlink("/tmp", "/var/tmp")  # noqa: S108
 
@@ -214,10 +245,6 @@ def _start(control: BinaryIO, order: Order) -> None:
 # -- the program ----------------------------------------------------------------------------------------------------
 
 
-class _Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("steps", ctypes.c_char_p)]
-
-
 def _become_program(order: Order, ready: int, go: int, streams: tuple[int, int, int]) -> NoReturn:
     """In the child: give up everything, wait for the word, become the program."""
     try:
@@ -226,7 +253,7 @@ def _become_program(order: Order, ready: int, go: int, streams: tuple[int, int, 
         os.nice(_NICE)
         _limit(order)
         if order["own_users"]:
-            _call("unshare", ctypes.c_int(_CLONE_NEWUSER))
+            _call("unshare", _CLONE_NEWUSER)
             for name, line in (("setgroups", "deny"), ("uid_map", "1000 0 1"), ("gid_map", "1000 0 1")):
                 with open(f"/proc/self/{name}", "w") as file:
                     file.write(line)
@@ -237,16 +264,16 @@ def _become_program(order: Order, ready: int, go: int, streams: tuple[int, int, 
             os.setresgid(order["uid"], order["uid"], order["uid"])
             os.setresuid(order["uid"], order["uid"], order["uid"])
         _keep_capabilities(0)
-        _prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
         steps = order["filter"]
         rules = _Filter(len(steps) // 8, steps)
-        _prctl(_PR_SET_SECCOMP, ctypes.c_ulong(2), ctypes.byref(rules))
+        _prctl(_PR_SET_SECCOMP, 2, _ctypes.byref(rules))
     except OSError as error:
         os.write(ready, f"cannot start the program: {error}".encode())
         os._exit(125)
     # Python ignores two of these, we the third, and what is ignored stays so.
     for number in (_SIGPIPE, _SIGXFSZ, _SIGINT):
-        _libc.signal(number, None)
+        _libc("signal")(number, None)
     os.write(ready, b"+")
     os.read(go, 1)
     for at, stream in enumerate(streams):
@@ -254,10 +281,26 @@ def _become_program(order: Order, ready: int, go: int, streams: tuple[int, int, 
     os.closerange(3, 1 << 12)
     try:
         os.chdir(order["cwd"])
-        os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606
+        _execute(order["argv"], order["env"])
     except (OSError, ValueError) as error:
         os.write(2, f"{order['argv'][0]}: {getattr(error, 'strerror', None) or error}\n".encode())
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _execute(argv: list[str], env: dict[str, str]) -> NoReturn:
+    """As ``os.execvpe``, which loads a module first."""
+    folders = (
+        [""] if "/" in argv[0] else [f"{folder}/" for folder in env.get("PATH", "/usr/bin:/bin").split(":")]
+    )
+    found: OSError | None = None
+    for folder in folders:
+        try:
+            os.execve(folder + argv[0], argv, env)  # noqa: S606
+        except (FileNotFoundError, NotADirectoryError) as error:
+            found = found or error
+        except OSError as error:
+            found = error if found is None or isinstance(found, FileNotFoundError) else found
+    raise found or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def _limit(order: Order) -> None:
@@ -585,7 +628,7 @@ def main(control: BinaryIO) -> None:
     if os.getpid() != 1:
         os._exit(1)  # killing "everything" would not end at the box
     # The kernel keeps signals from inside the box off process 1, but for those that it handles; Python does this one.
-    _libc.signal(_SIGINT, ctypes.c_void_p(_SIG_IGN))
+    _libc("signal")(_SIGINT, _Word(_SIG_IGN))
     os.umask(0o022)
     order: Order = marshal.loads(_read(control, _number(control)))  # noqa: S302 - from our own service
     try:
@@ -601,7 +644,7 @@ def main(control: BinaryIO) -> None:
             raise OSError(errno.EPERM, word.decode(errors="replace") or "the program's process died")
         if not order["contained"]:
             _freeze()
-        _prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0))
+        _prctl(_PR_SET_DUMPABLE, 0)
         _keep_capabilities(_KEPT)
         _start(control, order)
     except OSError as error:
@@ -619,6 +662,7 @@ def main(control: BinaryIO) -> None:
     for at, folder in enumerate(order["collect"]):
         collector.send(at, os.fsencode(folder).rstrip(b"/"))
     _send(control, b"Z")
+    os._exit(0)  # spares taking Python apart
 
 
 if __name__ == "__main__":
