@@ -31,7 +31,7 @@ _CACHE_SECONDS = 120.0
 
 
 #: Outcomes that are not the model's doing.
-_FAULTS = frozenset(
+FAULTS = frozenset(
     {
         result_pb2.OUTCOME_PROVIDER_ERROR,
         result_pb2.OUTCOME_SANDBOX_ERROR,
@@ -218,7 +218,7 @@ class ShardWork:
         with tallied() as tally:
             result = await self._ask(trial)
         result.charge.picousd, result.charge.tokens = tally.charge
-        if result.outcome in _FAULTS:
+        if result.outcome in FAULTS:
             meter.note_fault()
         return result
 

@@ -15,6 +15,7 @@ from benchgen.eval.v1 import result_pb2
 from services.common.queries import load_queries
 from services.scorer.domain import Record
 from services.scorer.intake import CallRecord, clean
+from services.scorer.store import SQL as STORE
 
 SQL = load_queries(Path(__file__).with_name("calls.sql"))
 
@@ -70,6 +71,15 @@ class CallBook:
             # Last: it holds the lock that orders batches, calls and the seal.
             if await connection.fetchval(SQL["count_call"], run_id, *_added(call)) is None:
                 raise LeaseLost(f"run {run_id} is sealed: it takes no more calls")
+            if call.charge is not None:
+                await connection.execute(
+                    STORE["add_charges"],
+                    run_id,
+                    [call.shard],
+                    [call.attempt],
+                    [call.charge.picousd],
+                    [call.charge.tokens],
+                )
         return Stored(number, earlier["answer"] if earlier else None)
 
     async def answers(
@@ -226,6 +236,7 @@ def check_program_run(went: result_pb2.ProgramRun) -> None:
 
 def _complete(record: Record, spent: asyncpg.Record | None) -> None:
     record.spend_counted = True
+    record.charge = None
     record.failed_calls = []
     record.known_picousd = record.calls_of_unknown_cost = 0
     record.calls = spent["calls"] if spent else 0

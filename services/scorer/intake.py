@@ -74,6 +74,8 @@ class CallRecord:
     cost_picousd: int | None
     known_picousd: int
     tries_of_unknown_cost: int
+    shard: str
+    charge: Amount | None
     failed_calls: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -207,6 +209,8 @@ class Intake:
             cost_picousd=None if spend.unknown else spend.known_picousd,
             known_picousd=spend.known_picousd,
             tries_of_unknown_cost=spend.unknown,
+            shard=self._shard,
+            charge=_charge(call.charge) if call.HasField("charge") else None,
             failed_calls=[_failed_call(one) for one in call.failed_calls],
         )
 

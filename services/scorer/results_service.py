@@ -245,7 +245,7 @@ def _result(
         trial=row["trial"],
         attempt=row["attempt"],
         outcome=row["outcome"],
-        input=[result_pb2.Message(role=turn["role"], content=turn["content"]) for turn in asked["messages"]],
+        input=_asked(asked),
         response=row["response"],
         reasoning=row["reasoning"] or "",
         target_json=orjson.dumps(target["target"]).decode() if target is not None else "",
@@ -269,6 +269,15 @@ def _result(
         result.payload.digest = row["payload_digest"]
         result.payload.size_bytes = row["payload_bytes"]
     return result
+
+
+def _asked(row: dict[str, Any]) -> list[result_pb2.Message]:
+    """What the model's side was given: messages, or the fields that a program sees where there are none."""
+    turns = row["messages"]
+    if not turns and row.get("fields"):
+        fields = orjson.dumps(row["fields"], option=orjson.OPT_INDENT_2).decode()
+        turns = [{"role": "user", "content": fields}]
+    return [result_pb2.Message(role=turn["role"], content=turn["content"]) for turn in turns]
 
 
 def _hide_answers(result: result_pb2.Result, *, made_of_solutions: bool) -> None:

@@ -450,6 +450,7 @@ class ModelCall(_message.Message):
     COST_PICOUSD_FIELD_NUMBER: _builtins.int
     RECORD_TIME_FIELD_NUMBER: _builtins.int
     ANSWERED_BY_FIELD_NUMBER: _builtins.int
+    CHARGE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The case's position in the dataset."""
     trial: _builtins.int
@@ -506,6 +507,10 @@ class ModelCall(_message.Message):
     def record_time(self) -> _timestamp_pb2.Timestamp:
         """When it was stored."""
 
+    @_builtins.property
+    def charge(self) -> Global___Charge:
+        """What it counts for against budgets; not set where there are none."""
+
     def __init__(
         self,
         *,
@@ -531,10 +536,11 @@ class ModelCall(_message.Message):
         cost_picousd: _builtins.int | None = ...,
         record_time: _timestamp_pb2.Timestamp | None = ...,
         answered_by: _builtins.int = ...,
+        charge: Global___Charge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "cost_picousd", b"cost_picousd", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "record_time", b"record_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "charge", b"charge", "cost_picousd", b"cost_picousd", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "record_time", b"record_time", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "answer_json", b"answer_json", "answered_by", b"answered_by", "attempt", b"attempt", "call_id", b"call_id", "calls", b"calls", "cost_picousd", b"cost_picousd", "endpoint", b"endpoint", "error", b"error", "failed_calls", b"failed_calls", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "number", b"number", "occurrence", b"occurrence", "position", b"position", "record_time", b"record_time", "reported_model", b"reported_model", "request_digest", b"request_digest", "request_json", b"request_json", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd", "_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "answer_json", b"answer_json", "answered_by", b"answered_by", "attempt", b"attempt", "call_id", b"call_id", "calls", b"calls", "charge", b"charge", "cost_picousd", b"cost_picousd", "endpoint", b"endpoint", "error", b"error", "failed_calls", b"failed_calls", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "number", b"number", "occurrence", b"occurrence", "position", b"position", "record_time", b"record_time", "reported_model", b"reported_model", "request_digest", b"request_digest", "request_json", b"request_json", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_picousd: _TypeAlias = _typing.Literal["cost_picousd"]  # noqa: Y015
     _WhichOneofArgType__cost_picousd: _TypeAlias = _typing.Literal["_cost_picousd", b"_cost_picousd"]  # noqa: Y015

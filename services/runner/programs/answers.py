@@ -108,6 +108,8 @@ def result_of(
     trial = calls.trial
     result = blank(trial, program_run(finished, batch))
     result.reported_model = calls.reported_model
+    # For what is decided here; the scorer counts the calls that it has stored.
+    result.calls = min(calls.tries, 10_000)
     if batch == 1:
         result.latency_ms = finished.wall_seconds * 1000
     said = answers.by_trial.get((trial.case_id, trial.trial))

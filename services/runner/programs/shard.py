@@ -32,7 +32,7 @@ from services.runner.proxy.calls import CallSettings, TrialCalls
 from services.runner.proxy.server import ModelProxy, serving
 from services.runner.proxy.store import CallStore
 from services.runner.recording import RecordStream
-from services.runner.shard import PermanentFault, ShardWork
+from services.runner.shard import FAULTS, PermanentFault, ShardWork
 from services.runner.subjects import subject_of
 
 log = structlog.get_logger()
@@ -79,7 +79,11 @@ class ProgramShard(ShardWork):
         self._subject = subject_of(spec, secret, client, lease.lane.limit, lease.lane.calls.note, lease.meter)
         model = spec.subject.model
         self._settings = CallSettings(
-            model.model_id or model.name, self._plan.calls, parameters(spec.generation), spec.seed
+            model.model_id or model.name,
+            self._plan.calls,
+            parameters(spec.generation),
+            spec.seed,
+            metered=lease.meter is not None,
         )
         self._calls = CallStore(
             records, lease.signed, lambda: lease.verdict != lease_pb2.RenewLeaseResponse.VERDICT_LOST
@@ -109,10 +113,19 @@ class ProgramShard(ShardWork):
         try:
             async with self._tools.boxes.slot(self._claims.run):
                 shard.started = True
-                results = await self._run(trials)
-            for result in results:
-                await self._hand_in(result, stream)
+                numbers = [self._streak.begin() for _ in trials]
+                try:
+                    results = await self._run(trials)
+                finally:
+                    for number in numbers:
+                        self._streak.drop(number)
+            reasons = [
+                await self._hand_in(number, result, stream)
+                for number, result in zip(numbers, results, strict=True)
+            ]
             shard.finished += len(trials)
+            if reason := next(filter(None, reasons), None):
+                raise PermanentFault(reason)
         except Exception as error:
             shard.fail(error)
 
@@ -199,13 +212,16 @@ class ProgramShard(ShardWork):
                 results.append(failed(one.trial, outcome, said(error), batch=len(calls)))
         return results
 
-    async def _hand_in(self, result: result_pb2.TrialResult, stream: RecordStream) -> None:
-        """Send a result on its way to the scorer."""
+    async def _hand_in(self, number: int, result: result_pb2.TrialResult, stream: RecordStream) -> str | None:
+        """Send a result on its way to the scorer; says why the run should not go on, if it should not."""
         payload = shorten(result)
         if payload is not None:
             await self._keep(payload)
         self._lane.unstored += 1
         stream.add(result)
+        if self._meter is not None and result.outcome in FAULTS:
+            self._meter.note_fault()
+        return self._streak.end(number, result)
 
 
 async def _no_work(trial: Trial) -> None:

@@ -18,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from benchgen.errors import BenchgenError
 from benchgen.eval.v1 import result_pb2
+from services.common.models.meter import Tally, tallied
 from services.common.models.replies import valid
 from services.common.models.retry import Conversation
 from services.common.models.seeds import derive_seed
@@ -46,6 +47,8 @@ class CallSettings:
     most_calls: int
     defaults: Mapping[str, Any]
     seed: int
+    metered: bool = False
+    """Whether calls say what they count for against budgets."""
 
 
 class TrialCalls:
@@ -86,6 +89,10 @@ class TrialCalls:
         self._taken: dict[str, set[int]] = defaultdict(set)
         self._faults: dict[str, str] = {}
         self._tasks: dict[asyncio.Task[str], float] = {}
+        self._dropped: set[asyncio.Task[str]] = set()
+        """Those that were broken off with a try under way."""
+        self.tries = 0
+        """How many tries the calls took that have ended."""
         self._recordings: set[asyncio.Task[result_pb2.RecordCallResponse]] = set()
         self._waited = 0.0
         self._closed = False
@@ -105,6 +112,7 @@ class TrialCalls:
         """Answer nothing more, drop what is under way, and see that what came back is stored."""
         self._closed = True
         tasks = list(self._tasks)
+        self._dropped.update(task for task in tasks if self._limit.is_calling(task))
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -155,9 +163,12 @@ class TrialCalls:
         taken.add(occurrence)
         answered = False
         try:
-            conversation, began = await self._ask(asked, occurrence)
+            with tallied() as tally:
+                conversation, began = await self._asked(asked, occurrence, tally)
+            self.tries += len(conversation.calls)
             self._waited += max(0.0, monotonic() - began - _answering_seconds(conversation))
             call, fault = self._described(asked, occurrence, conversation)
+            self._charge(call, tally)
             # Faults, too: a call that failed may cost.
             stands = await self._stored_answer(call)
             if fault is not None:
@@ -168,6 +179,22 @@ class TrialCalls:
         finally:
             if not answered:
                 taken.discard(occurrence)
+
+    async def _asked(self, asked: Asked, occurrence: int, tally: Tally) -> tuple[Conversation, float]:
+        """The same; a try that is broken off is recorded, since nobody knows what it cost."""
+        try:
+            return await self._ask(asked, occurrence)
+        except asyncio.CancelledError:
+            if asyncio.current_task() in self._dropped:
+                call = self._call_of(asked, occurrence)
+                call.calls, call.error = 1, "dropped: the program ended before the answer came"
+                self._charge(call, tally)
+                self._begin_recording(call)
+            raise
+
+    def _charge(self, call: result_pb2.ModelCall, tally: Tally) -> None:
+        if self._settings.metered:
+            call.charge.picousd, call.charge.tokens = tally.charge
 
     async def _ask(self, asked: Asked, occurrence: int) -> tuple[Conversation, float]:
         """Ask the model; answers also with when that began."""
@@ -194,19 +221,11 @@ class TrialCalls:
         """A call as it is stored, and why it failed if it did."""
         result, tries = conversation.result, conversation.calls
         began = conversation.began_ns
-        call_id = uuid.uuid4().hex
-        call = result_pb2.ModelCall(
-            position=self.trial.position,
-            trial=self.trial.trial,
-            call_id=call_id,
-            endpoint=asked.endpoint,
-            request_digest=asked.digest,
-            occurrence=occurrence,
-            request_json=asked.request_json,
-            calls=len(tries),
-            failed_calls=[failed_call(one) for one in tries[:-1]],
-            start_time=Timestamp(seconds=began // 10**9, nanos=began % 10**9) if began else None,
-        )
+        call = self._call_of(asked, occurrence)
+        call.calls = len(tries)
+        call.failed_calls.extend(failed_call(one) for one in tries[:-1])
+        if began:
+            call.start_time.CopyFrom(Timestamp(seconds=began // 10**9, nanos=began % 10**9))
         if isinstance(result, Fault):
             call.no_cost = result.no_cost
             if (usage := known_usage(result.usage)) is not None:
@@ -219,12 +238,24 @@ class TrialCalls:
         call.latency_ms, call.first_byte_ms = result.latency_ms, result.first_byte_ms
         call.reported_model = self.reported_model = result.model or ""
         answer = answer_of(
-            asked, result, model=self._settings.model, call_id=call_id, created=int(time.time())
+            asked, result, model=self._settings.model, call_id=call.call_id, created=int(time.time())
         )
         data, fault = _written(answer)
         call.answer_json = data
         call.error = _said(fault) if fault is not None else ""
         return call, fault
+
+    def _call_of(self, asked: Asked, occurrence: int) -> result_pb2.ModelCall:
+        """A call of which nothing has come back yet."""
+        return result_pb2.ModelCall(
+            position=self.trial.position,
+            trial=self.trial.trial,
+            call_id=uuid.uuid4().hex,
+            endpoint=asked.endpoint,
+            request_digest=asked.digest,
+            occurrence=occurrence,
+            request_json=asked.request_json,
+        )
 
     def _refusal(self, asked: Asked, fault: Fault) -> Refused:
         """What the program hears of a fault; it is noted."""
@@ -236,17 +267,20 @@ class TrialCalls:
         self._faults[asked.digest] = _said(fault)
         return Refused(502, f"the model's endpoint failed: {_said(fault)}", "provider_error")
 
+    def _begin_recording(self, call: result_pb2.ModelCall) -> asyncio.Task[result_pb2.RecordCallResponse]:
+        """Store a call. It was paid for: whoever is not wanted any more does not keep it from being stored."""
+        recording = asyncio.create_task(self._record(call))
+        self._recordings.add(recording)
+        recording.add_done_callback(self._recordings.discard)
+        return recording
+
     async def _stored_answer(self, call: result_pb2.ModelCall) -> str:
         """Store a call and say which answer stands.
 
         :raises Refused: it could not be stored: nothing of the trial counts any more.
         """
-        # It was paid for: whoever is not wanted any more does not keep it from being stored.
-        recording = asyncio.create_task(self._record(call))
-        self._recordings.add(recording)
-        recording.add_done_callback(self._recordings.discard)
         try:
-            stored = await asyncio.shield(recording)
+            stored = await asyncio.shield(self._begin_recording(call))
         except BenchgenError as error:
             self._failed(error)
             raise Refused(503, f"the call could not be stored: {error.message}", "not_stored") from None

@@ -349,7 +349,9 @@ async def hub_served(
                 await hub.stop()
 
 
-async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True, max_tokens: int | None = 64) -> None:
+async def publish(
+    db: asyncpg.Pool, cases: int, *, oracle: bool = True, max_tokens: int | None = 64, harness: str = ""
+) -> None:
     """Enter the version ``cases-<n>@1.0.0`` (``plain-<n>`` without an oracle) as a publication would."""
     name = f"{'cases' if oracle else 'plain'}-{cases}"
     async with db.acquire() as conn, conn.transaction():
@@ -357,9 +359,9 @@ async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True, max_toke
         await conn.execute(
             "INSERT INTO versions (digest, environment, version, precedence, inputs_digest, targets_digest,"
             " solutions_digest, scoring_digest, scoring_json, materialiser, cases, primary_rule, split, title,"
-            " description, category, tags, license, generation, verification, manifest_yaml) VALUES"
+            " description, category, tags, license, generation, verification, manifest_yaml, harness_json) VALUES"
             " ($1, $2, '1.0.0', '011010', $3, $3, $4, $3, '[]', '1', $5, 'correct', 'test', 'T', 'D',"
-            " 'reasoning', '{}', 'MIT', $6, $7, 'schema: 1')",
+            " 'reasoning', '{}', 'MIT', $6, $7, 'schema: 1', $8)",
             name.encode().hex().ljust(64, "0"),
             name,
             DIGEST,
@@ -377,6 +379,7 @@ async def publish(db: asyncpg.Pool, cases: int, *, oracle: bool = True, max_toke
             orjson.dumps(
                 {"verdict": "VERIFIED", "cases": 1, "oracle_mean": 1.0, "empty_mean": 0.0, "message": ""}
             ).decode(),
+            harness,
         )
 
 

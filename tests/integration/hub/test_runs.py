@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import orjson
 import pytest
 
 from benchgen.errors import (
@@ -185,6 +186,25 @@ async def test_what_answers_from_solutions_needs_them(hub: Hub) -> None:
             await hub.create(10, environment="plain-10", model=model)
         assert "has none (no oracle)" in errors[0].message
     await hub.create(10, environment="plain-10", model="builtin/empty")
+
+
+async def test_a_shard_of_a_program_is_one_start_of_it(hub: Hub) -> None:
+    await publish(hub.db, 10, oracle=False, harness='{"type": "program", "batch": 4}')
+    run = await hub.create(10, environment="plain-10", trials=2)
+    assert orjson.loads(run.spec.harness_json)["batch"] == 4
+    assert [row["count"] for row in await hub.shards(run.name)] == [4] * 5
+    # Whose answers are there already starts nothing.
+    loaded = await hub.create(10, environment="plain-10", model="builtin/empty")
+    assert [row["count"] for row in await hub.shards(loaded.name)] == [10]
+
+
+async def test_a_program_is_not_started_a_million_times(hub: Hub) -> None:
+    await publish(hub.db, 2_000, oracle=False, harness='{"type": "program", "batch": 1}')
+    with refused(InvalidInput) as errors:
+        await hub.create(10, environment="plain-2000", trials=100)
+    assert (
+        "at most 100,000 starts of the program of plain-2000@1.0.0, found 200,000 trials" in errors[0].message
+    )
 
 
 async def test_a_simulated_run_says_so(hub: Hub) -> None:

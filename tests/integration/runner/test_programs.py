@@ -234,6 +234,7 @@ async def test_a_shell_script_needs_no_python(bench: Bench) -> None:
     environment = await bench.environment(harness, {"sh/double.sh": script})
     result = await bench.only(environment)
     assert (outcome(result), result.response, result.program.stderr) == ("ok", "0", "done\n")
+    assert [(message.role, message.content) for message in result.input] == [("user", "0 + 0 = ?")]
     assert result.calls == 0
 
 
@@ -246,6 +247,7 @@ async def test_one_start_for_a_batch_of_cases_and_trials(bench: Bench) -> None:
         (n, t, str(2 * n)) for n in range(3) for t in range(2)
     ]
     assert {(r.program.batch, r.calls) for r in results} == {(6, 1)}
+    assert orjson.loads(results[0].input[0].content) == {"question": "0 + 0 = ?"}
     assert all(r.scores[0].passed for r in results)
 
 

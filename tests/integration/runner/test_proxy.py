@@ -373,3 +373,20 @@ async def test_a_built_in_model_answers_without_a_call(bench: Bench) -> None:
     (call,) = await bench.transcript(spec.run)
     assert (call.calls, call.cost_picousd) == (0, 0)
     assert (await bench.scorer.progress(spec.run)).calls == 0
+
+
+async def test_a_call_that_nobody_waits_for_any_more_has_an_unknown_cost(bench: Bench) -> None:
+    spec = bench.spec()
+    bench.endpoint.gate = asyncio.Event()
+    async with bench.desk(claims_of(spec)) as desk:
+        asking = asyncio.create_task(desk.ask())
+        await until(lambda: len(bench.endpoint.bodies) == 1)
+        await desk.calls.close()
+        assert (await asking)[0] == 503
+    totals = await bench.scorer.progress(spec.run)
+    assert (totals.calls, totals.calls_of_unknown_cost) == (1, 1)
+    # It is made again.
+    bench.endpoint.gate.set()
+    async with bench.desk(claims_of(spec, attempt=2)) as desk:
+        assert (await desk.ask())[0] == 200
+    assert (await bench.scorer.progress(spec.run)).calls == 2

@@ -222,3 +222,21 @@ async def test_nothing_of_a_removed_run_is_left(scorer: Scorer, environment: Env
         pass
     assert isinstance(await refusal(record(scorer, claims, call("b"))), LeaseLost)
     assert isinstance(await refusal(transcript(scorer, spec.run)), NotFound)
+
+
+async def test_what_calls_count_for_against_budgets_is_known_by_lease(
+    scorer: Scorer, environment: Environment
+) -> None:
+    spec = environment.spec(harness_json='{"type":"program"}')
+    claims = [claims_of(spec, attempt=attempt) for attempt in (1, 2)]
+    made = call("a", charge=result_pb2.Charge(picousd=70, tokens=7))
+    for _ in range(2):
+        await record(scorer, claims[0], made)
+    await record(scorer, claims[0], call("b", charge=result_pb2.Charge(picousd=30, tokens=3)))
+    await record(scorer, claims[1], call("c", charge=result_pb2.Charge(picousd=5, tokens=1)))
+    await scorer.record(claims[1], answer(0, program=PROGRAM))
+    request = result_pb2.GetChargesRequest(
+        run=spec.run, leases=[result_pb2.LeaseName(shard=one.shard, attempt=one.attempt) for one in claims]
+    )
+    charges = (await scorer.records("hub").GetCharges(request)).charges
+    assert [(charge.picousd, charge.tokens) for charge in charges] == [(100, 10), (5, 1)]

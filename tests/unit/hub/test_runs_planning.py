@@ -21,6 +21,15 @@ def test_every_trial_is_in_exactly_one_shard(planned: int) -> None:
     assert all(1 <= count <= LARGEST_SHARD for _, count in bounds)
 
 
+@given(st.integers(1, 5_000), st.integers(1, LARGEST_SHARD))
+def test_shards_of_programs_have_the_size_of_a_start(planned: int, batch: int) -> None:
+    plan = cut(planned, batch)
+    counts = [plan.bounds(number, planned)[1] for number in range(plan.shards)]
+    assert sum(counts) == planned
+    assert set(counts[:-1]) <= {batch}
+    assert 1 <= counts[-1] <= batch
+
+
 @given(st.integers(1, MOST_PLANNED))
 def test_shards_are_numbered_with_six_digits(planned: int) -> None:
     assert cut(planned).shards < 10**6
