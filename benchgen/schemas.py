@@ -265,6 +265,21 @@ def budget_json(budget: run_pb2.Budget) -> Json:
     }
 
 
+def estimate_json(estimate: run_pb2.RunEstimate) -> Json:
+    """What a run would take; null is not known."""
+    cost = _optional(estimate, "most_cost_picousd")
+    return {
+        "environment": estimate.environment,
+        "planned": estimate.planned,
+        "calls": estimate.calls,
+        "input_tokens": _optional(estimate, "input_tokens"),
+        "most_input_tokens": _optional(estimate, "most_input_tokens"),
+        "most_output_tokens": _optional(estimate, "most_output_tokens"),
+        "most_cost_usd": None if cost is None else cost / PICOUSD,
+        "unknown": list(estimate.unknown),
+    }
+
+
 def _progress_json(progress: run_pb2.RunProgress) -> Json:
     return {
         "planned": progress.planned,

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from benchgen.cli import text
 from benchgen.cli.budget import budget_of, budget_options
 from benchgen.cli.connection import Target
 from benchgen.cli.environments import publish, require_manifest
 from benchgen.cli.exits import Exit, Stop
 from benchgen.cli.generation import generation_of
 from benchgen.cli.options import generation_options, json_option, pass_target, server_options
-from benchgen.cli.output import note, print_json
+from benchgen.cli.output import emit, fields, note, print_json
 from benchgen.cli.progress import follow
 
 if TYPE_CHECKING:
     from benchgen.client import Client
     from benchgen.eval.v1 import result_pb2, run_pb2
 
+
+Answer = TypeVar("Answer")
 
 _SEEDS = 2**63
 
@@ -84,6 +89,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
     is_flag=True,
     help="Take answers that the same requests got before, at no cost, and keep new ones.",
 )
+@click.option("--estimate", is_flag=True, help="Only say what the run would take at most; make none.")
 @click.option("--detach", is_flag=True, help="Come back at once, and let the run go on.")
 @json_option
 @server_options
@@ -100,6 +106,7 @@ def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> 
       benchgen run gsm8k-mini --model gpt --limit 20
       benchgen run ./my-task --model gpt --trials 3 --temperature 0.7
       benchgen run gsm8k-mini --predictions answers.jsonl
+      benchgen run gsm8k-mini --model gpt --estimate
       benchgen run gsm8k-mini --model gpt --max-cost 2.50 --max-errors 20
       benchgen run gsm8k-mini --model gpt --fail-under 0.8 --json > report.json
       benchgen run gsm8k-mini --model gpt --cache
@@ -117,7 +124,12 @@ def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> 
     with target.connect(start=True) as client:
         if folder is not None:
             environment = publish(client, folder).environment_version
-        made = _create(client, environment, generation, given)
+        request = _request(client, environment, generation, given)
+        if given["estimate"]:
+            _show_estimate(_explained(environment, lambda: client.estimate_run(request)), as_json=as_json)
+            return
+        _say_most(client, request)
+        made = _explained(environment, lambda: client.create_run(request))
         if given["detach"]:
             if as_json:
                 print_json(schemas.run_json(made))
@@ -140,11 +152,12 @@ def _check(given: dict[str, Any]) -> None:
         raise click.UsageError("--fail-under needs the report, and --detach does not wait for it")
 
 
-def _create(client: Client, environment: str, generation: Any, given: dict[str, Any]) -> run_pb2.Run:
-    from benchgen.errors import NotFound
-
-    try:
-        return client.run(
+def _request(
+    client: Client, environment: str, generation: Any, given: dict[str, Any]
+) -> run_pb2.CreateRunRequest:
+    return _explained(
+        environment,
+        lambda: client.run_request(
             environment,
             model=given["model"],
             predictions=given["predictions"],
@@ -156,11 +169,57 @@ def _create(client: Client, environment: str, generation: Any, given: dict[str, 
             priority=given["priority"],
             use_cache=given["cache"],
             budget=budget_of(given),
-        )
+        ),
+    )
+
+
+def _explained(environment: str, ask: Callable[[], Answer]) -> Answer:
+    """Ask the server about an environment; where it knows none of that name, say what else may have been meant."""
+    from benchgen.errors import NotFound
+
+    try:
+        return ask()
     except NotFound as error:
         # Only who writes ./NAME means a folder; whoever forgot it is told.
         hint = f"to run the folder, write ./{environment}" if Path(environment).is_dir() else ""
         raise Stop(Exit.BAD_INPUT, error.message, hint) from None
+
+
+def _say_most(client: Client, request: run_pb2.CreateRunRequest) -> None:
+    """Before a run that costs something, what it costs at most, where that is known."""
+    from benchgen.errors import BenchgenError
+
+    if not request.model or request.model.startswith("builtin/"):
+        return
+    # What is wrong with the request is said when it is made; an older server estimates nothing.
+    with suppress(BenchgenError):
+        estimate = client.estimate_run(request)
+        if estimate.most_cost_picousd:
+            most = text.usd(estimate.most_cost_picousd / 10**12)
+            note(f"{text.counted(estimate.calls, 'call')}, at most {most} without retries")
+
+
+def _show_estimate(estimate: run_pb2.RunEstimate, *, as_json: bool) -> None:
+    from benchgen import schemas
+
+    document = schemas.estimate_json(estimate)
+    if as_json:
+        print_json(document)
+        return
+
+    def known(name: str) -> str:
+        return text.UNKNOWN if document[name] is None else text.count(document[name])
+
+    rows = [
+        ("environment", estimate.environment),
+        ("trials", text.count(estimate.planned)),
+        ("calls", f"{text.count(estimate.calls)}, retries apart"),
+        ("tokens in", f"about {known('input_tokens')}, at most {known('most_input_tokens')}"),
+        ("tokens out", f"at most {known('most_output_tokens')}"),
+        ("cost", f"at most {text.usd(document['most_cost_usd'])}"),
+        *(("not known", reason) for reason in estimate.unknown),
+    ]
+    emit(fields(rows))
 
 
 def _folder(environment: str) -> Path | None:

@@ -272,6 +272,38 @@ class Client:
         :param use_cache: take answers that the same requests got before, and keep new ones; see docs/cache.md.
         :param budget: what it may spend; it is paused when that is used up.
         """
+        return self.create_run(
+            self.run_request(
+                environment,
+                model=model,
+                predictions=predictions,
+                limit=limit,
+                sample=sample,
+                trials=trials,
+                seed=seed,
+                generation=generation,
+                priority=priority,
+                use_cache=use_cache,
+                budget=budget,
+            )
+        )
+
+    def run_request(
+        self,
+        environment: str,
+        *,
+        model: str | None = None,
+        predictions: Path | None = None,
+        limit: int = 0,
+        sample: int = 0,
+        trials: int = 1,
+        seed: int = 0,
+        generation: environment_pb2.Generation | None = None,
+        priority: int = 0,
+        use_cache: bool = False,
+        budget: run_pb2.Budget | None = None,
+    ) -> run_pb2.CreateRunRequest:
+        """The request for a run; see :meth:`run`. Recorded answers are uploaded for it."""
         if (model is None) == (predictions is None):
             raise InvalidInput("expected either a model or predictions")
         request = run_pb2.CreateRunRequest(
@@ -291,12 +323,16 @@ class Client:
             # The version that the answers were checked against, even when a newer one appears meanwhile.
             request.environment = version.digest
             request.predictions.CopyFrom(self.upload_predictions(predictions, version.targets_digest))
-        return self.create_run(request)
+        return request
 
     def create_run(self, request: run_pb2.CreateRunRequest) -> run_pb2.Run:
         """Create a run. A request without an id gets one; the same id again answers with the same run."""
         request.request_id = request.request_id or str(uuid.uuid4())
         return self._transport.call(self._runs.CreateRun, request)
+
+    def estimate_run(self, request: run_pb2.CreateRunRequest) -> run_pb2.RunEstimate:
+        """What a run would take at most, without making it."""
+        return self._transport.call(self._runs.EstimateRun, run_pb2.EstimateRunRequest(run=request))
 
     def get_run(self, name: str) -> run_pb2.Run:
         """One run, by its id, by an unmistakable beginning of it, or `latest`."""

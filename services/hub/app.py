@@ -21,7 +21,8 @@ from benchgen.eval.v1 import (
 from services.common import bus, clock, db, rpc
 from services.common.clock import SharedClock
 from services.common.models.client import ModelClient
-from services.common.objects import ObjectStore
+from services.common.objects import Bucket, ObjectStore
+from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.signing import Signer, Verifier
 from services.hub.config import HubSettings
@@ -37,6 +38,7 @@ from services.hub.runs import store as runs_store
 from services.hub.runs.auditor import Auditor
 from services.hub.runs.creation import Creator
 from services.hub.runs.dispatcher import Dispatcher
+from services.hub.runs.estimates import Estimator
 from services.hub.runs.lease_service import LeaseService
 from services.hub.runs.leases import Leases
 from services.hub.runs.loader import Loader
@@ -67,6 +69,8 @@ CALLERS = {
 #: Every loop also looks by itself this often, seconds, whatever became of what should have woken it.
 _SWEEP_SECONDS = 1.0
 _REAP_SECONDS = 0.5
+#: Of the prompts that estimates read, so much is kept in memory.
+_ESTIMATE_BYTES = 16 * 1024 * 1024
 #: How long after the end of a lease it is asked what was recorded under it, seconds: its holder, if it lives, ends its
 #: calls within half the time of a lease.
 _AUDIT_SECONDS = 15.0
@@ -159,7 +163,10 @@ async def _serve(settings: HubSettings, process: Process, near: Neighbours) -> N
     )
     registry = ModelService(near.pool, vault, near.models, runs_store.has_active_runs, settings.simulator_url)
     creator = Creator(near.pool, settings.simulator_url)
-    runs = RunService(near.pool, creator, stops, resumes, removals, plans, records, wakes, process.stopping)
+    estimator = Estimator(CaseReader(Bucket.INPUTS, near.objects, None, memory_bytes=_ESTIMATE_BYTES))
+    runs = RunService(
+        near.pool, creator, estimator, stops, resumes, removals, plans, records, wakes, process.stopping
+    )
     lessor = LeaseService(near.pool, leases, plans, signer, wakes, read_secret)
 
     def register(server: grpc.aio.Server) -> None:

@@ -596,6 +596,97 @@ class CreateRunRequest(_message.Message):
 Global___CreateRunRequest: _TypeAlias = CreateRunRequest  # noqa: Y015
 
 @_typing.final
+class EstimateRunRequest(_message.Message):
+    """Asks what a run would take."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___CreateRunRequest:
+        """The run as it would be asked for; its `request_id` and `budget` are not used."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___CreateRunRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EstimateRunRequest: _TypeAlias = EstimateRunRequest  # noqa: Y015
+
+@_typing.final
+class RunEstimate(_message.Message):
+    """What a run would take. Calls that fail and are made again, and those of judges, come on top."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    PLANNED_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MOST_INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MOST_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    MOST_COST_PICOUSD_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    environment: _builtins.str
+    """`name@version`."""
+    planned: _builtins.int
+    """How many trials."""
+    calls: _builtins.int
+    """How many calls, each made once; 0 when no model is called. Of a program the most that it may make."""
+    input_tokens: _builtins.int
+    """About how many tokens the prompts have: a quarter of their bytes. Not set when it is not known."""
+    most_input_tokens: _builtins.int
+    """How many tokens the prompts have at most: one for each byte of the requests. Not set when it is not known."""
+    most_output_tokens: _builtins.int
+    """How many tokens the replies have at most; not set when nothing bounds them."""
+    most_cost_picousd: _builtins.int
+    """What all calls cost at most, in 1e-12 US dollars; not set when it is not known."""
+    @_builtins.property
+    def unknown(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is not known, and why; a line each."""
+
+    def __init__(
+        self,
+        *,
+        environment: _builtins.str = ...,
+        planned: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        input_tokens: _builtins.int | None = ...,
+        most_input_tokens: _builtins.int | None = ...,
+        most_output_tokens: _builtins.int | None = ...,
+        most_cost_picousd: _builtins.int | None = ...,
+        unknown: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens", "_most_cost_picousd", b"_most_cost_picousd", "_most_input_tokens", b"_most_input_tokens", "_most_output_tokens", b"_most_output_tokens", "input_tokens", b"input_tokens", "most_cost_picousd", b"most_cost_picousd", "most_input_tokens", b"most_input_tokens", "most_output_tokens", b"most_output_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens", "_most_cost_picousd", b"_most_cost_picousd", "_most_input_tokens", b"_most_input_tokens", "_most_output_tokens", b"_most_output_tokens", "calls", b"calls", "environment", b"environment", "input_tokens", b"input_tokens", "most_cost_picousd", b"most_cost_picousd", "most_input_tokens", b"most_input_tokens", "most_output_tokens", b"most_output_tokens", "planned", b"planned", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__input_tokens: _TypeAlias = _typing.Literal["input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__input_tokens: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__most_cost_picousd: _TypeAlias = _typing.Literal["most_cost_picousd"]  # noqa: Y015
+    _WhichOneofArgType__most_cost_picousd: _TypeAlias = _typing.Literal["_most_cost_picousd", b"_most_cost_picousd"]  # noqa: Y015
+    _WhichOneofReturnType__most_input_tokens: _TypeAlias = _typing.Literal["most_input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__most_input_tokens: _TypeAlias = _typing.Literal["_most_input_tokens", b"_most_input_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__most_output_tokens: _TypeAlias = _typing.Literal["most_output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__most_output_tokens: _TypeAlias = _typing.Literal["_most_output_tokens", b"_most_output_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_tokens) -> _WhichOneofReturnType__input_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_cost_picousd) -> _WhichOneofReturnType__most_cost_picousd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_input_tokens) -> _WhichOneofReturnType__most_input_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__most_output_tokens) -> _WhichOneofReturnType__most_output_tokens | None: ...
+
+Global___RunEstimate: _TypeAlias = RunEstimate  # noqa: Y015
+
+@_typing.final
 class GetRunRequest(_message.Message):
     """Asks for a run."""
 

@@ -41,6 +41,11 @@ class RunServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.CreateRunRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
                 _registered_method=True)
+        self.EstimateRun = channel.unary_unary(
+                '/benchgen.eval.v1.RunService/EstimateRun',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.EstimateRunRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.RunEstimate.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/benchgen.eval.v1.RunService/GetRun',
                 request_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.GetRunRequest.SerializeToString,
@@ -85,6 +90,13 @@ class RunServiceServicer:
 
     def CreateRun(self, request, context):
         """Creates a run and its shards in one transaction. The same request id again answers with the same run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateRun(self, request, context):
+        """Says what a run would take at most, without making it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -152,6 +164,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.CreateRunRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.Run.SerializeToString,
             ),
+            'EstimateRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateRun,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.EstimateRunRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_run__pb2.RunEstimate.SerializeToString,
+            ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_run__pb2.GetRunRequest.FromString,
@@ -217,6 +234,33 @@ class RunService:
             '/benchgen.eval.v1.RunService/CreateRun',
             benchgen_dot_eval_dot_v1_dot_run__pb2.CreateRunRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_run__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.RunService/EstimateRun',
+            benchgen_dot_eval_dot_v1_dot_run__pb2.EstimateRunRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_run__pb2.RunEstimate.FromString,
             options,
             channel_credentials,
             insecure,

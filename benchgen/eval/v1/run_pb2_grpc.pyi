@@ -37,6 +37,8 @@ class RunServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RunServiceAsyncStub: ...
     CreateRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.CreateRunRequest, _run_pb2.Run]
     """Creates a run and its shards in one transaction. The same request id again answers with the same run."""
+    EstimateRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.EstimateRunRequest, _run_pb2.RunEstimate]
+    """Says what a run would take at most, without making it."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.Run]
     """Returns one run with its progress."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_run_pb2.ListRunsRequest, _run_pb2.ListRunsResponse]
@@ -70,6 +72,8 @@ class RunServiceAsyncStub(RunServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CreateRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Creates a run and its shards in one transaction. The same request id again answers with the same run."""
+    EstimateRun: _aio.UnaryUnaryMultiCallable[_run_pb2.EstimateRunRequest, _run_pb2.RunEstimate]  # type: ignore[assignment]
+    """Says what a run would take at most, without making it."""
     GetRun: _aio.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.Run]  # type: ignore[assignment]
     """Returns one run with its progress."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_run_pb2.ListRunsRequest, _run_pb2.ListRunsResponse]  # type: ignore[assignment]
@@ -106,6 +110,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.Run, _abc.Awaitable[_run_pb2.Run]]:
         """Creates a run and its shards in one transaction. The same request id again answers with the same run."""
+
+    @_abc_1.abstractmethod
+    def EstimateRun(
+        self,
+        request: _run_pb2.EstimateRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.RunEstimate, _abc.Awaitable[_run_pb2.RunEstimate]]:
+        """Says what a run would take at most, without making it."""
 
     @_abc_1.abstractmethod
     def GetRun(

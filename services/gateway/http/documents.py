@@ -265,6 +265,19 @@ class Run(Shape):
     ended_at: str | None
 
 
+class Estimate(Shape):
+    """What a run would take; null is not known. Calls that are made again come on top."""
+
+    environment: str
+    planned: int
+    calls: Annotated[int, Field(description="Each made once; of a program the most that it may make.")]
+    input_tokens: Annotated[int | None, Field(description="About: a quarter of the bytes of the prompts.")]
+    most_input_tokens: int | None
+    most_output_tokens: int | None
+    most_cost_usd: float | None
+    unknown: Annotated[list[str], Field(description="What is not known, and why.")]
+
+
 class Predictions(Shape):
     """Stored answers."""
 

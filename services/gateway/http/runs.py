@@ -94,6 +94,15 @@ async def create_run(body: RunBody, caller: CallerDep, once: OnceDep) -> Respons
     return await once(execute)
 
 
+@router.post(":estimate", summary="Estimate a run", responses=openapi.answer(documents.Estimate))
+async def estimate_run(body: RunBody, caller: CallerDep) -> Response:
+    """What a run would take at most, without making it."""
+    estimate = await caller.call(
+        caller.backends.runs.EstimateRun, run_pb2.EstimateRunRequest(run=body.message(""))
+    )
+    return json_response(schemas.estimate_json(estimate))
+
+
 @router.post("/{run}:cancel", summary="Cancel a run", responses=openapi.answer(documents.Run))
 async def cancel_run(caller: CallerDep, run: RunId, once: OnceDep) -> Response:
     """Stops a run: no new calls; what was recorded stays and is reported. A run that has ended is returned as it

@@ -79,7 +79,7 @@ def unbounded(limits: Limits, spec: run_pb2.RunSpec) -> list[str]:
         return []
     model, prices = spec.subject.model, prices_of(spec.subject.model)
     found = []
-    replies_are_bounded = reply_bound(_params(spec)) is not None
+    replies_are_bounded = reply_bound(parameters(spec)) is not None
     if limits.picousd is not None:
         unknown = [
             name for name, price in (("prompts", prices.input), ("replies", prices.output)) if price is None
@@ -102,7 +102,8 @@ def unbounded(limits: Limits, spec: run_pb2.RunSpec) -> list[str]:
     return found
 
 
-def _params(spec: run_pb2.RunSpec) -> dict[str, object]:
+def parameters(spec: run_pb2.RunSpec) -> dict[str, object]:
+    """What requests of a run say about how a model is asked, as far as it bounds their replies."""
     generation = spec.generation
     params: dict[str, object] = orjson.loads(generation.extra_json) if generation.extra_json else {}
     if generation.HasField("max_tokens"):

@@ -15,7 +15,7 @@ from services.hub.registry.service import resolve_subject_model
 from services.hub.registry.store import Conn
 from services.hub.runs import budget_messages, planning, specs, store
 from services.hub.runs.budgets import Budget
-from services.hub.runs.domain import RunRow, new_run_id
+from services.hub.runs.domain import RunId, RunRow, new_run_id
 from services.hub.runs.specs import Answerer
 from services.hub.wire import checked_request_id
 
@@ -33,6 +33,14 @@ def checked_budget(message: run_pb2.Budget, spec: run_pb2.RunSpec, who: Principa
     if problems:
         raise InvalidInput("; ".join(problems))
     return budget
+
+
+async def _selected(request: run_pb2.CreateRunRequest, version: Version) -> list[int] | None:
+    """The dataset positions of a sample; None where there is none."""
+    if not request.selection.sample:
+        return None
+    # A second for a million.
+    return await asyncio.to_thread(planning.draw, version.cases, request.selection.sample, request.seed)
 
 
 class Creator:
@@ -72,18 +80,23 @@ class Creator:
                 )
             return await store.get_run(conn, known.run)
 
+    async def planned(self, request: run_pb2.CreateRunRequest) -> tuple[run_pb2.RunSpec, list[int] | None]:
+        """The specification of the run that a request would make, and its cases where they are a sample.
+
+        :raises BenchgenError: it cannot be run; says why.
+        """
+        async with self._db.acquire() as conn, conn.transaction():
+            version, answerer = await self._checked(conn, request)
+        spec = specs.build_spec(RunId(""), request, version, answerer)
+        return spec, await _selected(request, version)
+
     async def _planned(self, conn: Conn, request: run_pb2.CreateRunRequest, who: Principal) -> store.NewRun:
         version, answerer = await self._checked(conn, request)
         run = new_run_id()
         spec = specs.build_spec(run, request, version, answerer)
         budget = checked_budget(request.budget, spec, who)
         cut = planning.cut(spec.planned, specs.batch_of(answerer, version))
-        selection = None
-        if request.selection.sample:
-            # A second for a million.
-            selection = await asyncio.to_thread(
-                planning.draw, version.cases, request.selection.sample, request.seed
-            )
+        selection = await _selected(request, version)
         return store.NewRun(
             id=run,
             request_id=checked_request_id(request.request_id),

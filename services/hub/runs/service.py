@@ -21,6 +21,7 @@ from services.hub.runs import budget_messages, budget_store, store
 from services.hub.runs.budget_store import Spend
 from services.hub.runs.creation import Creator
 from services.hub.runs.domain import ENDED, RunId, RunRow, RunState
+from services.hub.runs.estimates import Estimator
 from services.hub.runs.plans import Plans
 from services.hub.runs.removal import Removals
 from services.hub.runs.resuming import Resumes
@@ -54,6 +55,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self,
         pool: asyncpg.Pool,
         creator: Creator,
+        estimator: Estimator,
         stops: Stops,
         resumes: Resumes,
         removals: Removals,
@@ -64,6 +66,7 @@ class RunService(run_pb2_grpc.RunServiceServicer):
     ) -> None:
         self._pool = pool
         self._creator = creator
+        self._estimator = estimator
         self._stops = stops
         self._resumes = resumes
         self._removals = removals
@@ -82,6 +85,10 @@ class RunService(run_pb2_grpc.RunServiceServicer):
         self._wakes.load.set()
         self._wakes.outbox.set()
         return (await self._messages([row]))[0]
+
+    async def EstimateRun(self, request: run_pb2.EstimateRunRequest, context: Context) -> run_pb2.RunEstimate:
+        require(Scope.RUN)
+        return await self._estimator.estimate(*await self._creator.planned(request.run))
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Context) -> run_pb2.Run:
         require(Scope.READ)

@@ -191,6 +191,10 @@ class Services(
             request.request_id, run_pb2.Run(name=name, state=run_pb2.Run.STATE_QUEUED)
         )
 
+    async def EstimateRun(self, request: run_pb2.EstimateRunRequest, context: Context) -> run_pb2.RunEstimate:
+        self._note("EstimateRun", request, context)
+        return run_pb2.RunEstimate(environment="a@1.0.0", planned=3, calls=3, unknown=["the price"])
+
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Context) -> run_pb2.Run:
         self._note("GetRun", request, context)
         match request.name:

@@ -112,6 +112,10 @@ async def test_runs(gateway: Gateway) -> None:
         use_cache=True,
         budget=run_pb2.Budget(cost_picousd=1_234_567_890_123, tokens=5, errors=0, time=Duration(seconds=90)),
     )
+    async with gateway.http.post("/api/v1/runs:estimate", json=body) as answer:
+        assert documents.Estimate.model_validate_json(await answer.read()).most_cost_usd is None
+    request.request_id = ""
+    assert gateway.services.seen[-1].request == run_pb2.EstimateRunRequest(run=request)
     await get(gateway, "/api/v1/runs?environment=a&model=m&state=paused", documents.RunPage)
     listed = gateway.services.seen[-1].request
     assert (listed.environment, listed.model, listed.state) == ("a", "m", run_pb2.Run.STATE_PAUSED)
@@ -237,7 +241,7 @@ async def test_the_documents_need_no_key_and_nothing_from_elsewhere(gateway: Gat
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 28
+    assert len(operations) == 29
     for name, operation in operations.items():
         assert operation["security"] == [{"HTTPBearer": []}], name
         assert operation["summary"], name

@@ -415,3 +415,35 @@ async def test_an_audit_that_comes_too_late_changes_nothing(here: World, hub: Hu
     assert (await hub.get(run.name)).state == run_pb2.Run.STATE_CANCELLING
     with refused(FailedPrecondition):
         await resume(hub, run)
+
+
+async def estimated(hub: Hub, cases: int = 10, **fields: Any) -> run_pb2.RunEstimate:
+    request = run_pb2.EstimateRunRequest(run=run_request(cases, request_id="", **fields))
+    return await hub.runs.EstimateRun(request, metadata=hub.as_())
+
+
+async def test_an_estimate_says_the_most_and_makes_nothing(hub: Hub) -> None:
+    found = await estimated(hub, model="priced", trials=2)
+    assert (found.environment, found.planned, found.calls) == ("cases-10@1.0.0", 20, 20)
+    # Case n asks with n letters; a reply has at most 64 tokens.
+    assert found.input_tokens == -(-2 * sum(range(10)) // 4)
+    assert found.most_output_tokens == 20 * 64
+    assert found.most_input_tokens > 2 * sum(range(10))
+    assert found.most_cost_picousd == (found.most_input_tokens + found.most_output_tokens) * 10**6
+    assert not found.unknown
+    sample = await estimated(hub, model="priced", selection=run_pb2.Selection(sample=3), seed=1)
+    assert (sample.planned, sample.calls) == (3, 3)
+    assert await hub.db.fetchval("SELECT count(*) FROM runs") == 0
+
+
+async def test_an_estimate_says_what_is_not_known_and_why(hub: Hub) -> None:
+    await publish(hub.db, 11, max_tokens=None)
+    found = await estimated(hub, 11)
+    assert not found.HasField("most_cost_picousd")
+    assert not found.HasField("most_output_tokens")
+    assert "the price of prompts and replies of `gpt` is not known" in found.unknown[0]
+    assert "nothing bounds how long a reply can get" in found.unknown[1]
+    free = await estimated(hub, model="builtin/constant")
+    assert (free.calls, free.most_cost_picousd, list(free.unknown)) == (0, 0, [])
+    with refused(InvalidInput):
+        await estimated(hub, model="priced", trials=10_000)

@@ -311,6 +311,21 @@ class Platform(
         self.requests[request.request_id] = name
         return run
 
+    def EstimateRun(  # noqa: N802
+        self, request: run_pb2.EstimateRunRequest, context: grpc.ServicerContext
+    ) -> run_pb2.RunEstimate:
+        self.admit(context)
+        version = self.find_version(request.run.environment, context)
+        return run_pb2.RunEstimate(
+            environment=version.name,
+            planned=CASES,
+            calls=CASES,
+            input_tokens=250,
+            most_input_tokens=1000,
+            most_cost_picousd=0,
+            unknown=["nothing bounds a reply"],
+        )
+
     def GetRun(self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext) -> Run:  # noqa: N802
         self.admit(context)
         if request.name not in self.runs:

@@ -103,6 +103,20 @@ def test_options_reach_the_run(benchgen: Command, platform: Platform) -> None:
     assert not spec.generation.HasField("max_tokens")
 
 
+def test_an_estimate_makes_no_run(benchgen: Command, platform: Platform) -> None:
+    ended = benchgen(*SIMULATED, "--estimate")
+    assert ended.code == 0
+    for part in ("about 250, at most 1,000", "at most unknown", "nothing bounds a reply", "$0.00"):
+        assert part in ended.out
+    shown = json.loads(benchgen(*SIMULATED, "--estimate", "--json").out)
+    assert (shown["most_input_tokens"], shown["most_output_tokens"], shown["most_cost_usd"]) == (
+        1000,
+        None,
+        0,
+    )
+    assert not platform.runs
+
+
 def test_a_budget_reaches_the_run_and_is_shown(benchgen: Command, platform: Platform) -> None:
     limits = ("--max-cost", "2.50", "--max-tokens", "5000", "--max-time", "1h30m", "--max-errors", "3")
     assert benchgen(*SIMULATED, *limits, "--max-reply-tokens", "64").code == 0
