@@ -55,18 +55,31 @@ _LOCK = 0x62656E6368  # any constant will do: all replicas of all services take 
 
 @asynccontextmanager
 async def pool(dsn: str, migrations: Path, *, size: int = 8) -> AsyncIterator[asyncpg.Pool]:
-    """A pool on a migrated schema. Waits as long as it takes for the server to come up."""
-    await _migrate(dsn, migrations)
-    async with asyncpg.create_pool(
-        dsn,
-        min_size=1,
-        max_size=size,
-        command_timeout=60,
-        max_inactive_connection_lifetime=0,
-        reset=_leave_as_it_is,
-        server_settings={"idle_in_transaction_session_timeout": _IDLE_MS},
-    ) as connections:
+    """A pool on a migrated schema. Waits as long as it takes for the server to come up, and to stay."""
+    async with await _opened(dsn, migrations, size) as connections:
         yield connections
+
+
+async def _opened(dsn: str, migrations: Path, size: int) -> asyncpg.Pool:
+    delay = 0.05
+    while True:
+        try:
+            await _migrate(dsn, migrations)
+            return await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=size,
+                command_timeout=60,
+                max_inactive_connection_lifetime=0,
+                reset=_leave_as_it_is,
+                server_settings={"idle_in_transaction_session_timeout": _IDLE_MS},
+            )
+        except (*TRANSIENT, TimeoutError) as error:
+            if isinstance(error, asyncpg.InterfaceError) and not is_transient(error):
+                raise
+            log.info("postgres.waiting", error=str(error) or type(error).__name__)
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.5, 2.0)
 
 
 async def _leave_as_it_is(_: asyncpg.Connection) -> None:
@@ -74,20 +87,11 @@ async def _leave_as_it_is(_: asyncpg.Connection) -> None:
 
 
 async def _migrate(dsn: str, folder: Path) -> None:
-    delay = 0.05
-    while True:
-        try:
-            connection = await asyncpg.connect(dsn, timeout=10)
-        except (*TRANSIENT, TimeoutError) as error:
-            log.info("postgres.waiting", error=str(error) or type(error).__name__)
-            await asyncio.sleep(delay)
-            delay = min(delay * 1.5, 2.0)
-            continue
-        try:
-            await _apply(connection, folder)
-        finally:
-            await connection.close()
-        return
+    connection = await asyncpg.connect(dsn, timeout=10)
+    try:
+        await _apply(connection, folder)
+    finally:
+        await connection.close()
 
 
 async def _apply(connection: asyncpg.Connection, folder: Path) -> None:

@@ -10,9 +10,11 @@ import asyncio
 import hashlib
 import os
 import tempfile
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ log = structlog.get_logger()
 Row = dict[str, Any]
 
 _LOADS_AT_ONCE = 4
+_UNFINISHED = ".part-"
+_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,8 @@ class CaseReader:
         self._bucket = bucket
         self._objects = objects
         self._dir = cache_dir / bucket if cache_dir is not None else None
+        if self._dir is not None:
+            _remove_unfinished(self._dir)
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         # Lines as they are stored: a reader rarely wants all rows of a part.
         self._parts: OrderedDict[str, list[bytes]] = OrderedDict()
@@ -174,10 +180,19 @@ def _read_if_whole(path: Path, digest: str) -> bytes | None:
     return data if hashlib.sha256(data).hexdigest() == digest else None
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing; others may be at work on what is young."""
+    for path in folder.glob(f"*/{_UNFINISHED}*"):
+        # Another process may be as tidy.
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that other processes see whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

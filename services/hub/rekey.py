@@ -60,7 +60,10 @@ async def rekey(conn: store.Conn, vault: Vault) -> Rekeyed:
 
 async def _run(settings: RekeySettings) -> Rekeyed:
     vault = Vault(settings.master_key, settings.master_key_old)
-    connection = await asyncpg.connect(settings.postgres_dsn.get_secret_value(), timeout=10)
+    # Whoever does it need not be the hub: a superuser does not find its schema by itself.
+    connection = await asyncpg.connect(
+        settings.postgres_dsn.get_secret_value(), timeout=10, server_settings={"search_path": "hub"}
+    )
     try:
         return await rekey(connection, vault)
     finally:

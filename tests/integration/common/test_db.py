@@ -11,6 +11,7 @@ import pytest
 
 from services.common import db
 from tests import conftest
+from tests.resilience.network import Background, Edge
 
 
 @pytest.fixture
@@ -59,3 +60,21 @@ async def test_a_migration_that_fails_leaves_nothing(dsn: str, tmp_path: Path) -
     with pytest.raises(ValueError, match="expected a name like"):
         async with db.pool(dsn, misnamed):
             pass
+
+
+async def test_a_server_that_goes_away_while_a_service_starts_is_waited_for(dsn: str, tmp_path: Path) -> None:
+    (tmp_path / "0001_thing.sql").write_text("CREATE TABLE thing (id int PRIMARY KEY)")
+    port = int(dsn.rpartition(":")[2].partition("/")[0])
+    background = Background()
+    edge = Edge("hub>postgres", background, [port])
+    through_edge = dsn.replace(f":{port}/", f":{edge.port}/")
+    try:
+        for sent in range(0, 3000, 150):
+            # Cut once, when the server has said so much.
+            edge.answer_bytes = sent
+            async with asyncio.timeout(20), db.pool(through_edge, tmp_path, size=1) as pool:
+                edge.answer_bytes = None
+                assert await pool.fetchval("SELECT count(*) FROM schema_migrations") == 1
+    finally:
+        edge.close()
+        background.close()

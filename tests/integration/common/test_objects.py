@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -129,6 +130,18 @@ async def test_a_cache_that_cannot_be_written_does_no_harm(hub: ObjectStore, tmp
     (tmp_path / "inputs").write_text("a file where a folder should be")
     reader = CaseReader(Bucket.INPUTS, hub, tmp_path)
     assert [row["position"] for row in await reader.rows(digest, [1])] == [1]
+
+
+async def test_what_a_killed_process_was_writing_is_removed(hub: ObjectStore, tmp_path: Path) -> None:
+    folder = tmp_path / Bucket.INPUTS / "parts"
+    folder.mkdir(parents=True)
+    for name in (".part-old", ".part-young", "whole.jsonl"):
+        (folder / name).write_bytes(b"half of it")
+    long_ago = time.time() - 7200
+    for name in (".part-old", "whole.jsonl"):
+        os.utime(folder / name, (long_ago, long_ago))
+    CaseReader(Bucket.INPUTS, hub, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [".part-young", "whole.jsonl"]
 
 
 _USE = """
