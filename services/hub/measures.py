@@ -19,6 +19,7 @@ from services.hub.runs.specs import LOADED_POOL
 
 _SQL = load_queries(Path(__file__).with_name("measures.sql"))
 
+_PICOUSD = 10**12
 _UNENDED = sorted(set(RunState) - ENDED)
 
 
@@ -41,7 +42,7 @@ class _Pool:
 
 
 class Measures:
-    """Reads a few small figures in four statements."""
+    """Reads a few small figures in five statements."""
 
     def __init__(self, db: asyncpg.Pool) -> None:
         self._db = db
@@ -51,8 +52,10 @@ class Measures:
             pools = await conn.fetch(_SQL["pools"])
             runs = {row["state"]: row for row in await conn.fetch(_SQL["runs"])}
             other = await conn.fetchrow(_SQL["others"])
+            budgets = await conn.fetchrow(_SQL["budgets"])
             runners = await store.runners(conn, SEEN)
         assert other is not None
+        assert budgets is not None
         # Every shard that is worked on has at least one call in flight: more than there are permits cannot be.
         wanted = sum(min(row["open"], row["cap"]) for row in pools if row["pool"] != LOADED_POOL)
         singles = [
@@ -77,6 +80,12 @@ class Measures:
                 "The longest that a run of this state has been without a shard that ended.",
                 ["state"],
                 {(state,): runs[state]["still"] if state in runs else 0 for state in _UNENDED},
+            ),
+            gauge(
+                "benchgen_hub_budget_usd",
+                "Cost budgets of runs that have not ended: their `limit`, and what is `spent` and `reserved` of it.",
+                ["part"],
+                {(part,): budgets[part] / _PICOUSD for part in ("limit", "spent", "reserved")},
             ),
             *(gauge(f"benchgen_hub_{name}", what, [], {(): value}) for name, what, value in singles),
         ]

@@ -29,6 +29,13 @@ SELECT state, count(*)::int AS runs,
 FROM runs WHERE state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED')
 GROUP BY state
 
+-- name: budgets
+-- Of runs that have not ended and have a cost budget; from the index of those that have not ended.
+SELECT coalesce(sum(r.max_picousd), 0)::float8 AS limit, coalesce(sum(s.spent_picousd), 0)::float8 AS spent,
+       coalesce(sum(s.held_picousd - s.spent_picousd), 0)::float8 AS reserved
+FROM runs r LEFT JOIN run_spend s ON s.run_id = r.id
+WHERE r.state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND r.max_picousd IS NOT NULL
+
 -- name: others
 SELECT (SELECT count(*)::int FROM outbox) AS events,
        (SELECT coalesce(extract(epoch FROM statement_timestamp() - min(created_at)), 0)::float8 FROM outbox) AS event_age,

@@ -103,6 +103,7 @@ def test_the_gauges_say_how_things_stand(samples: tuple[Samples, Samples]) -> No
     assert total(after, "benchgen_hub_runners") == 2
     assert total(after, "benchgen_hub_runs", state="RUNNING") == 0
     assert total(after, "benchgen_hub_wanted_shards") == 0
+    assert total(after, "benchgen_hub_budget_usd") == 0
     assert total(after, "benchgen_runner_results_unstored") == 0
     assert {labels["service"] for labels, _ in after["benchgen_build_info"]} == {
         "hub",
@@ -129,7 +130,7 @@ async def test_what_has_ended_is_not_read_again_at_every_scrape(database: Callab
             " FROM runs, generate_series(0, 49) AS n"
         )
         await connection.execute("ANALYZE runs, shards")
-        for name in ("pools", "runs"):
+        for name in ("pools", "runs", "budgets"):
             plan = "\n".join(row[0] for row in await connection.fetch("EXPLAIN " + queries[name]))
             assert "Seq Scan on shards" not in plan, plan
             assert "Seq Scan on runs" not in plan, plan
