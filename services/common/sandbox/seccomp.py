@@ -54,6 +54,8 @@ _FORBIDDEN: dict[str, tuple[int, int | None]] = {
 _ABSENT: dict[str, tuple[int, int | None]] = {
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "userfaultfd": (323, 282), "memfd_create": (319, 279), "memfd_secret": (447, 447),
+    # Watches are counted by user and hold files in the kernel's memory.
+    "inotify_init": (253, None), "inotify_init1": (294, 26),
     "io_setup": (206, 0),  # its requests are counted over the whole machine
     "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
     # Its flags lie in memory, where no filter can look; libraries then use `clone`.

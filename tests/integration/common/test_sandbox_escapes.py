@@ -82,7 +82,8 @@ REFUSED = {
         name_to_handle_at init_module kexec_load personality reboot limits_of_the_guard
         priority_of_the_guard priority_of_everybody scheduling_of_the_guard processors_of_the_guard setgroups real_time
         set_time make_a_device tiocsti tiocsetd tioclinux socket_raw""",
-    "ENOSYS": "clone3 io_uring_setup io_setup userfaultfd memfd_create shmget msgget newer_calls x32_calls",
+    "ENOSYS": """clone3 io_uring_setup io_setup inotify_init1 userfaultfd memfd_create shmget msgget newer_calls
+        x32_calls""",
     "EAFNOSUPPORT": "socket_netlink socket_packet socket_vsock socket_alg socket_bluetooth",
     "EPROTONOSUPPORT": "socket_sctp",
     "EACCES": "negative_nice guards_memory guards_environment guards_files guards_root",
@@ -235,6 +236,15 @@ while True:
     try:
         while True: pairs[-2].send(bytes(65536))
     except BlockingIOError: pass
+""",
+    "locks": """
+import fcntl, os
+for _ in range(3): os.fork()
+file = open(f"/tmp/{os.getpid()}", "wb")
+at = 0
+while True:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, at)
+    at += 2
 """,
     "page tables": """
 import ctypes, time
