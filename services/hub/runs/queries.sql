@@ -295,7 +295,8 @@ WHERE n.seen_at > statement_timestamp() - $1::interval
 -- name: fill_window
 -- Runs take turns, those with the fewest shards in hand first; one that has none in hand does not wait for room.
 -- What runners hold they cannot leave for what is more urgent: they get no more than keeps them busy, and whoever holds
--- nothing gets something, whatever slow ones hold.
+-- nothing gets something, whatever slow ones hold. The fixed limits tell the planner how few rows it is about: it would
+-- read a million pending shards to find these.
 WITH active AS (
     SELECT r.id, r.priority, r.created_at,
            (SELECT count(*) FROM shards h
@@ -318,16 +319,17 @@ WITH active AS (
     CROSS JOIN rung
     CROSS JOIN LATERAL (
         SELECT s.number, row_number() OVER (ORDER BY s.number) AS turn
-        FROM shards s WHERE s.run_id = active.id AND s.state = 'PENDING'
+        FROM (SELECT number FROM shards WHERE run_id = active.id AND state = 'PENDING' ORDER BY number LIMIT 1024) AS s
         ORDER BY s.number LIMIT greatest(rung.room, 1)
     ) AS pending
+), picked AS MATERIALIZED (
+    SELECT id, number, place FROM ranked WHERE place <= room OR starts ORDER BY place LIMIT 1024
 )
 UPDATE shards s
 SET state = 'QUEUED', ring = s.ring + 1, rung_at = statement_timestamp()
-FROM ranked
-WHERE (ranked.place <= ranked.room OR ranked.starts)
-  AND s.run_id = ranked.id AND s.number = ranked.number AND s.state = 'PENDING'
-RETURNING s.run_id, s.number, s.attempt, s.ring, ranked.place
+FROM picked
+WHERE s.run_id = picked.id AND s.number = picked.number AND s.state = 'PENDING'
+RETURNING s.run_id, s.number, s.attempt, s.ring, picked.place
 
 -- name: ring_again
 UPDATE shards s

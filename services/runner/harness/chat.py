@@ -98,7 +98,12 @@ class ChatHarness:
         request = self.request(trial)
         conversation = await self._subject.ask(trial, request)
         answer = conversation.result
-        if isinstance(answer, Fault) and answer.permanent_for_run:
+        # Where an earlier call may have cost something that has to be recorded; the next trial hears the same.
+        if (
+            isinstance(answer, Fault)
+            and answer.permanent_for_run
+            and all(c.no_cost for c in conversation.calls)
+        ):
             return answer
         try:
             result, payload = self._result(trial, conversation)

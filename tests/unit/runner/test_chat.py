@@ -219,6 +219,19 @@ async def test_a_fault_for_good_is_no_result() -> None:
     assert await harness.run(trial()) is fault
 
 
+async def test_what_calls_cost_before_a_fault_for_good_is_kept() -> None:
+    fault = Fault(FaultKind.QUOTA, "no money", status=402, permanent_for_run=True, no_cost=True)
+    calls = (
+        CallRecord(1, None, FaultKind.DISCONNECTED, UNKNOWN_USAGE, 3.0, None, "disconnected: gone"),
+        CallRecord(2, 402, FaultKind.QUOTA, UNKNOWN_USAGE, 4.0, None, "quota: no money", no_cost=True),
+    )
+    result, _ = await run(Conversation(fault, calls))
+    assert (result.outcome, result.calls) == (result_pb2.OUTCOME_PROVIDER_ERROR, 2)
+    assert not result.failed_calls[0].no_cost
+    harness = ChatHarness(Answering(Conversation(fault, calls[1:])), environment_pb2.Generation(), 0)
+    assert await harness.run(trial()) is fault
+
+
 async def test_a_subject_that_makes_no_call() -> None:
     result, _ = await run(Conversation(Reply("42"), ()))
     assert (result.response, result.calls, result.HasField("start_time")) == ("42", 0, False)
