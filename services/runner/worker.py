@@ -58,7 +58,8 @@ _RING_WAIT_S = 5.0
 _REMEMBERED_S = 60.0
 
 #: A ring for a shard that takes a sandbox, when all are taken, is left to others for so long.
-_LEAVE_S = 1.0
+_LEAVE_S = 2.0
+_NEXT_RING_WAIT_S = 0.1
 
 #: Between two tries to lease a shard while the hub is away.
 _FIRST_PAUSE_S = 0.2
@@ -101,6 +102,8 @@ class Worker:
         self._keeper = Keeper(leases, name, lambda: bus.connected)
         self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Those of them whose shards take a sandbox.
+        self._programs: set[asyncio.Task[None]] = set()
         # How long a lease holds, as the hub said last.
         self._lease_seconds = 30.0
         self._ended = asyncio.Event()
@@ -131,20 +134,30 @@ class Worker:
             await self._process.sleep(_COURTESY_S)
             while self._has_plenty() and monotonic() < until:
                 await self._process.sleep(_COURTESY_S)
-        for ring in await self._bus.pull_rings(1, wait=_RING_WAIT_S):
-            try:
-                queued = event_pb2.ShardQueued.FromString(ring.data)
-            except DecodeError:
-                # Nobody can make anything of it, however often it comes again.
-                log.warning("ring.unreadable", data=ring.data[:100])
-                await self._bus.acknowledge(ring)
-                continue
-            if queued.sandboxed and self._tools.boxes.crowded:
-                await self._bus.leave(ring, seconds=_LEAVE_S)
-                continue
-            task = asyncio.create_task(self._traced(ring, queued.shard), name=f"shard {queued.shard}")
-            self._tasks.add(task)
-            task.add_done_callback(self._task_ended)
+        wait = _RING_WAIT_S
+        # Behind rings that are left to others there may be one for a model.
+        while (rings := await self._bus.pull_rings(1, wait=wait)) and not await self._take_up(rings[0]):
+            wait = _NEXT_RING_WAIT_S
+
+    async def _take_up(self, ring: Msg) -> bool:
+        """Deal with a ring; returns whether it was for this runner."""
+        try:
+            queued = event_pb2.ShardQueued.FromString(ring.data)
+        except DecodeError:
+            # Nobody can make anything of it, however often it comes again.
+            log.warning("ring.unreadable", data=ring.data[:100])
+            await self._bus.acknowledge(ring)
+            return True
+        if queued.sandboxed and self._is_crowded():
+            await self._bus.leave(ring, seconds=_LEAVE_S)
+            return False
+        task = asyncio.create_task(self._traced(ring, queued.shard), name=f"shard {queued.shard}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        if queued.sandboxed:
+            self._programs.add(task)
+            task.add_done_callback(self._programs.discard)
+        return True
 
     async def measure(self) -> Sequence[Metric]:
         """How it stands, for whoever asks for metrics."""
@@ -156,10 +169,13 @@ class Worker:
         """Whether every model that this runner works for has trials waiting for some time to come."""
         lanes = self._busy_lanes()
         chats = (lane for lane in lanes if lane.shards > lane.programs)
-        with_programs = any(lane.programs for lane in lanes)
         return all(lane.waiting >= 2 * max(lane.limit.allowed, 1) for lane in chats) and (
-            self._tools.boxes.crowded or not with_programs
+            self._is_crowded() or not self._programs
         )
+
+    def _is_crowded(self) -> bool:
+        """Whether there are as many programs, or shards that will need one, as there can soon be boxes for."""
+        return self._tools.boxes.crowded(len(self._programs))
 
     def _busy_lanes(self) -> list[Lane]:
         return [lane for lane in self._lanes.values() if lane.shards]

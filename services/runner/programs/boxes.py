@@ -32,10 +32,12 @@ class Boxes:
         """How many wait for a slot."""
         return sum(map(len, self._waiting.values()))
 
-    @property
-    def crowded(self) -> bool:
-        """Whether more work is better left to others."""
-        return self.waiting >= _WAITING_PER_BOX * self.most
+    def crowded(self, held: int) -> bool:
+        """Whether more work is better left to others.
+
+        :param held: how many shards there are that take a box, or will soon.
+        """
+        return held >= (1 + _WAITING_PER_BOX) * self.most
 
     async def ready(self, runtime: str) -> None:
         """Make sure that programs of a runtime can be run here; looked at until it works once.

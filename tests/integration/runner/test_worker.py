@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -35,7 +36,15 @@ from tests import conftest
 from tests.integration.model_servers import http_server
 from tests.integration.runner.bench import completion
 from tests.integration.runner.support import Hub, Wire, serving, until, wire_to
-from tests.integration.scorer.support import Environment, Scorer, claims_of, object_settings
+from tests.integration.scorer.support import (
+    Environment,
+    Scorer,
+    case_rows,
+    claims_of,
+    materialise,
+    object_settings,
+    stored,
+)
 
 # One loop and one scorer for all tests of the module: starting each takes longer than most tests.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -70,9 +79,9 @@ class World:
             self.hub.shards[claims.shard] = claims
         return spec
 
-    async def ring(self, shard: str) -> None:
+    async def ring(self, shard: str, *, sandboxed: bool = False) -> None:
         """Say that a shard is there to be leased."""
-        payload = event_pb2.ShardQueued(shard=shard).SerializeToString()
+        payload = event_pb2.ShardQueued(shard=shard, sandboxed=sandboxed).SerializeToString()
         await self.rings.publish(bus.SHARDS_QUEUED, payload, message_id=secrets.token_hex(8))
 
     async def ring_all(self) -> None:
@@ -117,6 +126,7 @@ async def world(
             service_token=SecretStr(scorer.tokens["runner"]),
             simulator_token=SecretStr("for-the-simulator"),
             stop_seconds=0.5,
+            runner_sandboxes=1,
             **dict(object_settings(buckets, "runner")),
         )
         async with working(settings) as process:
@@ -360,3 +370,57 @@ async def test_a_run_that_is_cancelled_when_its_last_result_is_on_its_way(world:
     await world.scorer_wire.open()
     await world.hub.until(lambda: world.hub.completed or world.hub.released)
     assert (await world.scorer.progress(spec.run)).recorded == 8
+
+
+PROGRAM = """\
+schema: 1
+name: sleepers
+version: 1.0.0
+dataset: {file: data/test.jsonl, id: id, target: answer}
+harness: {type: program, files: agent, command: [sleep, "60"], io: text, prompt: "{{ question }}"}
+scoring: [{name: correct, type: exact_match}]
+"""
+
+
+async def test_programs_that_wait_for_a_box_keep_nobody_waiting(
+    world: World, buckets: conftest.ObjectStore, tmp_path: Path
+) -> None:
+    made = materialise(tmp_path, case_rows(8), PROGRAM, {"agent/readme": "sleeps"})
+    sleepers = await stored(made, buckets)
+    model = model_pb2.Model(name="m", base_url=world.url, model_id="m-1")
+    spec = sleepers.spec(cases=8, subject=run_pb2.Subject(model=model))
+    for number in range(8):
+        claims = claims_of(spec, first=number, count=1, attempt=0)
+        claims.shard = f"{spec.run}-{number:06d}"
+        world.hub.shards[claims.shard] = claims
+        await world.ring(claims.shard, sandboxed=True)
+    # One runs, two wait, and the others are left to other runners.
+    await world.hub.until(lambda: len(world.hub.lease_requests) == 3, 30)
+    chat = world.shards()
+    for shard in world.hub.shards:
+        if shard.startswith(chat.run):
+            await world.ring(shard)
+    await world.hub.until(lambda: len(world.hub.completed) == 1, 30)
+    assert len(world.hub.lease_requests) == 4
+    assert len(world.asked) == 20
+    # A runner that stops hands all of them back.
+    world.process.stopping.set()
+    await world.hub.until(lambda: len(world.hub.released) == 3, 30)
+    assert {release.reason for release in world.hub.released} == {Release.REASON_STOPPING}
+
+
+async def test_a_run_of_programs_is_paused_where_there_are_no_boxes(
+    world: World, buckets: conftest.ObjectStore, tmp_path: Path
+) -> None:
+    manifest = PROGRAM.replace("io: text", "io: text, runtime: nowhere")
+    sleepers = await stored(materialise(tmp_path, case_rows(1), manifest, {"agent/readme": ""}), buckets)
+    model = model_pb2.Model(name="m", base_url=world.url, model_id="m-1")
+    spec = sleepers.spec(cases=1, subject=run_pb2.Subject(model=model))
+    claims = claims_of(spec, count=1, attempt=0)
+    world.hub.shards[claims.shard] = claims
+    await world.ring(claims.shard, sandboxed=True)
+    await world.hub.until(lambda: world.hub.released, 30)
+    (release,) = world.hub.released
+    assert release.reason == Release.REASON_PERMANENT
+    assert "programs cannot be run by" in release.message
+    assert "nowhere" in release.message
