@@ -35,6 +35,8 @@ _CAPABILITIES = (
 _START_SECONDS = 30.0
 #: How much longer than its program a box may take: killing, and handing out what it made.
 _END_SECONDS = 60.0
+#: How long the kernel may take to end what was killed: freeing much memory takes seconds on a busy machine.
+_KILL_SECONDS = 30.0
 _LIBRARIES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 #: What programs need of the machine's /etc: the linker's cache, and which of several programs a name means.
 _ETC = ("ld.so.cache", "alternatives")
@@ -241,13 +243,13 @@ class _Running:
             self._conversation.close()
         try:
             if self._outer is not None:
-                await asyncio.shield(_readable(self._outer))
+                await _dead(self._outer)
         finally:
             self._free()
 
     def _free(self) -> None:
         if self._process is not None:
-            self._process.wait()
+            self._process.poll()
         if self.listener is not None:
             self.listener.close()
         for file in (self._first, self._outer, self._errors):
@@ -271,6 +273,27 @@ async def _readable(file: int) -> None:
         await done.wait()
     finally:
         loop.remove_reader(file)
+
+
+async def _dead(process: int) -> None:
+    """Wait for a process that was killed, even while being cancelled once: until then nothing is free."""
+    loop = asyncio.get_running_loop()
+    dead = loop.create_future()
+    loop.add_reader(process, lambda: None if dead.done() else dead.set_result(None))
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        while not dead.done():
+            try:
+                await asyncio.wait([dead], timeout=_KILL_SECONDS)
+                break
+            except asyncio.CancelledError as error:
+                if cancelled is not None:
+                    raise
+                cancelled = error
+    finally:
+        loop.remove_reader(process)
+    if cancelled is not None:
+        raise cancelled
 
 
 def _user_of(pid: int) -> int:

@@ -28,6 +28,7 @@ from services.common.sandbox import (
 )
 from services.common.sandbox.bubblewrap import Bubblewrap
 from services.common.sandbox.runtimes import Runtimes
+from tests.integration.common.box_support import machine_runs
 
 
 @pytest.fixture
@@ -182,36 +183,26 @@ async def test_leaving_kills_the_tree(provider: Bubblewrap, tmp_path: Path) -> N
     )
     async with provider.run(Job(command=_python(code))) as running:
         for _ in range(200):
-            if len(_processes_with(word)) >= 8:
+            if len(machine_runs(word)) >= 8:
                 break
             await asyncio.sleep(0.05)
-        assert len(_processes_with(word)) >= 8
-    assert _processes_with(word) == []
+        assert len(machine_runs(word)) >= 8
+    assert machine_runs(word) == []
     assert running.listener is None
 
 
-def _processes_with(word: str) -> list[str]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if word.encode() in line:
-            found.append(folder.name)
-    return found
-
-
 async def test_waiting_can_be_cancelled(provider: Bubblewrap) -> None:
+    word = f"9{os.getpid()}"
+
     async def endless() -> None:
-        await run(provider, Job(command=["sleep", "98765"]))
+        await run(provider, Job(command=["sleep", word]))
 
     task = asyncio.create_task(endless())
     await asyncio.sleep(0.3)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert _processes_with("98765") == []
+    assert machine_runs(word) == []
 
 
 async def test_what_cannot_be_prepared_is_the_sandboxes_fault(provider: Bubblewrap, tmp_path: Path) -> None:

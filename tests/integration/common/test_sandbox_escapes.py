@@ -19,6 +19,7 @@ import pytest
 from services.common.sandbox import Ended, Finished, Job, Limits, run
 from services.common.sandbox.bubblewrap import Bubblewrap
 from services.common.sandbox.runtimes import Runtimes
+from tests.integration.common.box_support import machine_runs
 
 MIB = 1 << 20
 
@@ -393,18 +394,7 @@ os._exit(0)
     found = await _python(provider, code, wall_seconds=20)
     assert (found.ended, found.exit_code) == (Ended.EXITED, 0), found
     assert found.wall_seconds < 15
-    assert not _machine_runs(word)
-
-
-def _machine_runs(word: str) -> list[str]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if word.encode() in (folder / "cmdline").read_bytes():
-                found.append(folder.name)
-        except OSError:
-            continue
-    return found
+    assert not machine_runs(word)
 
 
 async def test_killing_everything_kills_only_itself(provider: Bubblewrap) -> None:
@@ -496,20 +486,20 @@ asyncio.run(main())
     assert process.stdin is not None
     assert await process.stdout.readline() == b"running\n"
     for _ in range(200):
-        if len(_machine_runs(word)) >= 17:
+        if len(machine_runs(word)) >= 17:
             break
         await asyncio.sleep(0.05)
-    assert len(_machine_runs(word)) >= 17  # two boxes of eight, and the service
+    assert len(machine_runs(word)) >= 17  # two boxes of eight, and the service
     if how == "kill":
         process.kill()
     else:
         process.stdin.close()
     await process.wait()
     for _ in range(100):
-        if not _machine_runs(word):
+        if not machine_runs(word):
             break
         await asyncio.sleep(0.05)
-    assert _machine_runs(word) == []
+    assert machine_runs(word) == []
     assert _places() == before
 
 
