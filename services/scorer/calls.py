@@ -28,6 +28,8 @@ _MESSAGE_CHARACTERS = 1024 * 1024
 _PAGE_READ_AHEAD = 4
 _PAGE_CHARACTERS = 1024 * 1024
 
+_TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
+
 #: Of what a program wrote to one of its outputs, in bytes.
 MAX_LOG = 32 * 1024
 
@@ -242,7 +244,7 @@ def _complete(record: Record, spent: asyncpg.Record | None) -> None:
     record.calls = spent["calls"] if spent else 0
     record.cost_picousd = spent["cost_picousd"] if spent else None
     record.started_at = spent["started_at"] if spent and record.started_at is None else record.started_at
-    for name in ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens"):
+    for name in _TOKENS:
         total = spent[name] if spent else None
         # The columns are int4.
         setattr(record, name, None if total is None else min(total, 2**31 - 1))
@@ -253,11 +255,6 @@ def call_message(row: asyncpg.Record, *, hidden: bool) -> result_pb2.ModelCall:
 
     :param hidden: whether to leave out what was said. A later request of an agent repeats earlier answers.
     """
-    usage = {
-        name: row[name]
-        for name in ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
-        if row[name] is not None
-    }
     failed = orjson.loads(row["failed_calls"] or "[]")
     return result_pb2.ModelCall(
         position=row["position"],
@@ -270,7 +267,7 @@ def call_message(row: asyncpg.Record, *, hidden: bool) -> result_pb2.ModelCall:
         request_json="" if hidden else row["request"],
         answer_json="" if hidden else row["answer"],
         error=row["error"] or "",
-        usage=result_pb2.Usage(**usage) if usage else None,
+        usage=usage_message(row),
         latency_ms=row["latency_ms"],
         first_byte_ms=row["first_byte_ms"],
         failed_calls=[failed_call_message(call) for call in failed],
@@ -284,15 +281,20 @@ def call_message(row: asyncpg.Record, *, hidden: bool) -> result_pb2.ModelCall:
     )
 
 
+def usage_message(fields: Mapping[str, Any] | asyncpg.Record) -> result_pb2.Usage | None:
+    """The tokens in a row; None where none were reported."""
+    tokens = {name: fields[name] for name in _TOKENS if fields.get(name) is not None}
+    return result_pb2.Usage(**tokens) if tokens else None
+
+
 def failed_call_message(call: Mapping[str, Any]) -> result_pb2.FailedCall:
     """A failed try as it is kept in a row."""
-    tokens = {name: call[name] for name in ("input_tokens", "output_tokens") if call.get(name) is not None}
     return result_pb2.FailedCall(
         http_status=call["http_status"],
         error=call["error"],
         latency_ms=call["latency_ms"],
         wait_ms=call["wait_ms"],
-        usage=result_pb2.Usage(**tokens) if tokens else None,
+        usage=usage_message(call),
         no_cost=call.get("no_cost", False),
     )
 

@@ -35,8 +35,6 @@ _READ_AHEAD = 64
 #: What a key without the scope `answers` reads where a rule failed: the reason often quotes the target.
 _HIDDEN_ERROR = "rule_error: the reason is shown to keys with the scope `answers`"
 
-_TOKENS = ("input_tokens", "output_tokens", "cached_tokens", "reasoning_tokens")
-
 
 class ResultService(result_pb2_grpc.ResultServiceServicer):
     """Results, reports, and uploads of recorded answers."""
@@ -251,18 +249,18 @@ def _result(
         target_json=orjson.dumps(target["target"]).decode() if target is not None else "",
         scores=scores,
         latency_ms=row["latency_ms"],
-        usage=_usage(row),
+        usage=calls.usage_message(row),
         cost_picousd=row["cost_picousd"],
         error=row["error"] or "",
         finish_reason=row["finish_reason"] or "",
-        failed_calls=[_failed_call(call) for call in orjson.loads(row["failed_calls"] or "[]")],
+        failed_calls=[calls.failed_call_message(call) for call in orjson.loads(row["failed_calls"] or "[]")],
         record_time=row["recorded_at"],
         reported_model=row["reported_model"] or "",
         calls=row["calls"],
     )
     if row["saved"] is not None:
         result.cached = True
-        saved = _usage(orjson.loads(row["saved"]))
+        saved = calls.usage_message(orjson.loads(row["saved"]))
         if saved is not None:
             result.saved_usage.CopyFrom(saved)
     if row["payload_digest"]:
@@ -295,20 +293,3 @@ def _hide_answers(result: result_pb2.Result, *, made_of_solutions: bool) -> None
     if made_of_solutions:
         for field in ("response", "reasoning", "payload"):
             result.ClearField(field)
-
-
-def _failed_call(call: dict[str, Any]) -> result_pb2.FailedCall:
-    return result_pb2.FailedCall(
-        http_status=call["http_status"],
-        error=call["error"],
-        latency_ms=call["latency_ms"],
-        wait_ms=call["wait_ms"],
-        usage=_usage(call),
-        no_cost=call.get("no_cost", False),
-    )
-
-
-def _usage(fields: Mapping[str, Any] | asyncpg.Record) -> result_pb2.Usage | None:
-    """The tokens in a row; None where none were reported."""
-    tokens = {name: fields[name] for name in _TOKENS if fields.get(name) is not None}
-    return result_pb2.Usage(**tokens) if tokens else None

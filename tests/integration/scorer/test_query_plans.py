@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from services.common import db
-from services.scorer import app, store
+from services.scorer import app, calls, store
 from tests import conftest
 
 RESULTS = 50_000
@@ -25,6 +25,19 @@ SCORE = """
 INSERT INTO scores (run_id, scoring, rule, position, trial, value, passed)
 SELECT $1, 0, rule, n, 0, (n % 4 > 0)::int, n % 4 > 0
 FROM generate_series(0, $2::int - 1) n, generate_series(0, 1) rule WHERE n % 100 > 0
+"""
+
+#: Ten calls each of a tenth of the trials.
+CALL = """
+INSERT INTO model_calls (run_id, position, trial, number, attempt, call_id, endpoint, request_digest, occurrence,
+                         request, answer, tries)
+SELECT $1, n / 10, 0, n % 10 + 1, 1, n, 'chat.completions', decode(md5(n::text), 'hex'), 0, '{}', '{}', 1
+FROM generate_series(0, $2::int - 1) n
+"""
+START = """
+INSERT INTO program_runs (run_id, position, trial, attempt, ended, wall_seconds, cpu_seconds, stdout, stderr, cut,
+                          batch)
+SELECT $1, n, 0, 1, 'exited', 1, 1, '', '', false, 1 FROM generate_series(0, $2::int - 1) n
 """
 
 _SHOWN = {"Node Type", "Index Name", "Relation Name", "Index Cond", "Filter", "Actual Rows", "Actual Loops"}
@@ -41,6 +54,17 @@ QUERIES = {
     "standing_results": (([7, 40_000], [0, 0]), 4),
     "scores_of": ((0, [7, 40_000], [0, 0], [0, 1]), 4),
     "get_progress": ((), 2),
+}
+#: The same for the calls of programs.
+CALLS = {
+    "find_call": ((4_000, 0, "40000"), 11),
+    "find_answer": ((4_000, 0, b"x", 0), 11),
+    "answer_of": ((4_000, 0, 3), 1),
+    "stored_answers": ((4_000, 0, 0, 64), 11),
+    "list_calls": ((4_000, 0, 5, 51), 11),
+    "spent_by": (([7, 4_000], [0, 0]), 21),
+    "program_runs_of": (([7, 4_000], [0, 0], [1, 1]), 2),
+    "find_case": (("case-40000",), 1),
 }
 
 
@@ -65,13 +89,18 @@ async def test_plans(connection: asyncpg.pool.PoolConnectionProxy, statistics: s
             await connection.execute("ANALYZE results; ANALYZE scores; DELETE FROM results")
         await connection.execute(FILL, run, RESULTS)
         await connection.execute(SCORE, run, RESULTS)
+        await connection.execute(CALL, run, RESULTS)
+        await connection.execute(START, run, RESULTS)
         if statistics == "of today":
-            await connection.execute("ANALYZE results; ANALYZE scores")
+            await connection.execute(
+                "ANALYZE results; ANALYZE scores; ANALYZE model_calls; ANALYZE program_runs"
+            )
         await connection.execute(store.SQL["walk_indexes"])
-        for name, (arguments, most) in QUERIES.items():
+        statements = store.SQL | calls.SQL
+        for name, (arguments, most) in (QUERIES | CALLS).items():
             first = [run] if name == "get_progress" else run
             plan = await connection.fetchval(
-                f"EXPLAIN (ANALYZE, FORMAT JSON) {store.SQL[name]}", first, *arguments
+                f"EXPLAIN (ANALYZE, FORMAT JSON) {statements[name]}", first, *arguments
             )
             nodes = list(flattened(orjson.loads(plan)[0]["Plan"]))
             scans = {node["Node Type"] for node in nodes if "Scan" in node["Node Type"]}
