@@ -111,6 +111,8 @@ class TrialCalls:
     async def close(self) -> None:
         """Answer nothing more, drop what is under way, and see that what came back is stored."""
         self._closed = True
+        # Those that wait will say nothing of it any more.
+        self._waited = self.waited_seconds()
         tasks = list(self._tasks)
         self._dropped.update(task for task in tasks if self._limit.is_calling(task))
         for task in tasks:
@@ -132,7 +134,7 @@ class TrialCalls:
         # In a task of its own: a program that hangs up does not undo what is being paid for.
         task = asyncio.create_task(self._call(asked), name=f"call {self.trial.case_id}")
         self._tasks[task] = monotonic()
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        task.add_done_callback(self._forget)
         try:
             return _read(await asyncio.shield(task))
         except asyncio.CancelledError:
@@ -140,12 +142,18 @@ class TrialCalls:
                 raise
             raise Refused(503, "the trial has ended", "trial_ended") from None
 
+    def _forget(self, task: asyncio.Task[str]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled():
+            # Whoever asked may have hung up: then nobody else looks at it.
+            task.exception()
+
     def hand_back(self, asked: Asked, answer: Answer) -> None:
         """Keep an answer that could not be delivered for the next request that is the same."""
         self._stored[asked.digest].appendleft((0, orjson.dumps(answer).decode()))
 
     def _admit(self) -> None:
-        """Whether one more call may be made: the place for every bound on calls, and for what a lease grants.
+        """Whether one more call may be made. What a lease grants is reserved behind the subject, try by try.
 
         :raises Refused: it may not.
         """
@@ -181,7 +189,7 @@ class TrialCalls:
                 taken.discard(occurrence)
 
     async def _asked(self, asked: Asked, occurrence: int, tally: Tally) -> tuple[Conversation, float]:
-        """The same; a try that is broken off is recorded, since nobody knows what it cost."""
+        """Ask the model; a try that is broken off is recorded, since nobody knows what it cost."""
         try:
             return await self._ask(asked, occurrence)
         except asyncio.CancelledError:

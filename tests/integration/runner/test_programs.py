@@ -381,3 +381,15 @@ async def test_a_long_answer_is_stored_whole(bench: Bench) -> None:
     assert len(result.program.stdout) <= 32 * 1024
     assert result.program.cut
     assert "bytes left out" in result.program.stdout
+
+
+async def test_time_that_was_spent_waiting_for_a_permit_is_not_held_against_the_model(bench: Bench) -> None:
+    environment = await bench.agent('return {"response": ask(case, asked)}', limits={"seconds": 2})
+    spec = bench.spec(environment)
+    lease = bench.lease(spec)
+    bench.lane.set_permits(0)
+    assert await bench.run(lease)
+    (result,) = await bench.results(spec.run)
+    assert outcome(result) == "provider_error"
+    assert "of which it waited" in result.error
+    assert bench.endpoint.asked == []
