@@ -15,11 +15,13 @@ from benchgen.bundle.dataset import Row, formats, read_rows, supported
 from benchgen.bundle.digest import canonical_json
 from benchgen.bundle.harness import harness_problem
 from benchgen.bundle.manifest import CaseRecipe, FewShot, ProgramHarness
-from benchgen.bundle.plan import CasePlan, MessagePart, Part, compile_plan
+from benchgen.bundle.plan import CasePlan, MessagePart, Part, RuleValue, compile_plan
 from benchgen.bundle.problems import ProblemLog, did_you_mean, found, listed
+from benchgen.bundle.programs import program_problem
 from benchgen.bundle.render import RenderError, RenderMemoryError, text_of
 from benchgen.bundle.tree import MANIFEST_FILE, BundleTree
 from benchgen.bundle.yamldoc import YamlDocument, dotted
+from benchgen.scoring.spec import ProgramRule
 
 MAX_ID_CHARACTERS = 256
 MAX_CASE_CHARACTERS = 2 << 20
@@ -161,6 +163,7 @@ class CasePass:
         self._faults = _Faults(document, log)
         self._dataset = recipe.dataset
         self._check_harness(recipe)
+        self._check_programs(recipe)
         self._plan = compile_plan(recipe, document, log)
 
     def cases(self) -> Iterator[Case]:
@@ -184,6 +187,16 @@ class CasePass:
         if problem is not None:
             self._blame(problem, "harness", "files")
 
+    def _check_programs(self, recipe: CaseRecipe) -> None:
+        """Makes sure that the folders of programs are there."""
+        for index, rule in enumerate(recipe.scoring):
+            place = ("scoring", index, "files")
+            if not isinstance(rule, ProgramRule) or self._document.is_broken(place):
+                continue
+            problem = program_problem(self._tree, rule.files)
+            if problem is not None:
+                self._blame(problem, *place)
+
     def _readable(self, file: str, *place: str) -> bool:
         """Whether a dataset file is there and of a known format; a problem where it is not."""
         if self._document.is_broken(place):
@@ -197,7 +210,7 @@ class CasePass:
             return False
         return True
 
-    def _blame(self, message: str, *place: str) -> None:
+    def _blame(self, message: str, *place: str | int) -> None:
         """Puts a problem of the manifest into the log."""
         self._log.add(MANIFEST_FILE, message, line=self._document.line(place), field=dotted(place))
 
@@ -280,11 +293,7 @@ class _Shots:
 def _render(plan: CasePlan, attempt: _Attempt, position: int, shots: list[Message]) -> Case:
     rules: dict[str, dict[str, Any]] = {}
     for rule in plan.rules:
-        override = rules[rule.name] = {}
-        if rule.target is not None:
-            override["target"] = attempt.value(rule.target, _json_value, None)
-        if rule.choices is not None:
-            override["choices"] = attempt.value(rule.choices, _options, list[str]())
+        rules[rule.name] = {name: attempt.value(part, _RULE_VALUES[name], None) for name, part in rule.values}
     slices = {name: attempt.value(part, _label, None) for name, part in plan.slices}
     return Case(
         position=position,
@@ -367,3 +376,46 @@ def _options(value: Any) -> list[str]:
     options = [text_of(option) for option in value]
     _json_value(options)
     return options
+
+
+def _code(value: Any) -> str:
+    """Source code."""
+    if not isinstance(value, str):
+        raise RenderError(f"expected source code, found {found(value)}")
+    _json_value(value)
+    return value
+
+
+def _entry_point(value: Any) -> str:
+    """The name of something that code defines."""
+    if not isinstance(value, str) or not value.isidentifier():
+        raise RenderError(f"expected the name of a function or class, found {found(value)}")
+    return value
+
+
+def _tests(value: Any) -> Any:
+    """Tests: code, or what a program is given and has to print."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise RenderError("expected tests, found an empty text")
+        return _code(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise RenderError(f"expected source code, or a list of {{stdin, stdout}}, found {found(value)}")
+    tests = []
+    for test in value:
+        if not isinstance(test, Mapping) or not {"stdout"} <= test.keys() <= {"stdin", "stdout"}:
+            raise RenderError(f"expected a list of {{stdin, stdout}}, found {found(test)} in it")
+        if not all(isinstance(text, str) for text in test.values()):
+            raise RenderError("expected `stdin` and `stdout` to be texts; write numbers in quotes")
+        tests.append({"stdin": test.get("stdin", ""), "stdout": test["stdout"]})
+    _json_value(tests)
+    return tests
+
+
+_RULE_VALUES: Mapping[RuleValue, Callable[[Any], Any]] = {
+    "target": _json_value,
+    "choices": _options,
+    "setup": _code,
+    "tests": _tests,
+    "entry_point": _entry_point,
+}

@@ -22,7 +22,7 @@ _SEMVER = re.compile(
 
 # Types of the design that this version of BenchGen does not run yet.
 UNSUPPORTED_HARNESSES = frozenset({"tools"})
-UNSUPPORTED_RULES = frozenset({"instructions", "code_tests", "tool_calls", "judge", "program"})
+UNSUPPORTED_RULES = frozenset({"instructions", "tool_calls", "judge"})
 
 
 def _checked_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,11 @@ from benchgen.bundle.harness import pack_harness
 from benchgen.bundle.manifest import EnvironmentManifest
 from benchgen.bundle.parse import parse_manifest
 from benchgen.bundle.problems import BundleInvalid, Problem, ProblemLog
+from benchgen.bundle.programs import pack_program
 from benchgen.bundle.salvage import salvage
 from benchgen.bundle.tree import BundleTree
 from benchgen.bundle.yamldoc import YamlDocument
-from benchgen.scoring.spec import dump_rules
+from benchgen.scoring.spec import ProgramRule, RuleSpec, dump_rules
 
 # Changes whenever the same bundle would give other bytes: runs are comparable within one version only.
 MATERIALISER_VERSION = "1"
@@ -170,11 +172,12 @@ def materialise(tree: BundleTree, manifest: EnvironmentManifest, out_dir: Path) 
         log.raise_if_any()
         digests = writer.finish()
         harness_json = pack_harness(tree, manifest, out_dir / "inputs")
+        rules = _packed(tree, manifest.scoring, out_dir / "targets")
     except BaseException:
         for store in writer.stores:
             shutil.rmtree(out_dir / store.kind, ignore_errors=True)
         raise
-    scoring = canonical_json(dump_rules(manifest.scoring))
+    scoring = canonical_json(dump_rules(rules))
     return Materialised(
         cases=writer.stores[0].cases,
         materialiser=MATERIALISER_VERSION,
@@ -185,3 +188,13 @@ def materialise(tree: BundleTree, manifest: EnvironmentManifest, out_dir: Path) 
         scoring_digest=sha256_hex(scoring),
         harness_json=harness_json,
     )
+
+
+def _packed(tree: BundleTree, rules: Sequence[RuleSpec], store: Path) -> list[RuleSpec]:
+    """The rules with the digests of their programs, which are written to the store of targets."""
+    return [
+        rule.model_copy(update={"program": pack_program(tree, rule.files, store)})
+        if isinstance(rule, ProgramRule)
+        else rule
+        for rule in rules
+    ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 from benchgen.bundle.manifest import CaseRecipe, ProgramHarness
 from benchgen.bundle.problems import Problem, ProblemLog
 from benchgen.bundle.render import Field, RenderError, Template, compile_source, is_template, text_of
 from benchgen.bundle.tree import MANIFEST_FILE
 from benchgen.bundle.yamldoc import Path, YamlDocument, dotted
-from benchgen.scoring.spec import Choice, Regex
+from benchgen.scoring.spec import CodeTests, FastSpec, ProgramRule, Regex, RuleSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,16 @@ class MessagePart:
     content: Part
 
 
+RuleValue = Literal["target", "choices", "setup", "tests", "entry_point"]
+_RULE_VALUES: tuple[RuleValue, ...] = ("target", "choices", "setup", "tests", "entry_point")
+
+
 @dataclass(frozen=True, slots=True)
 class RuleParts:
     """What one rule takes from a row instead of what the dataset gives to all."""
 
     name: str
-    target: Part | None
-    choices: Part | None
+    values: tuple[tuple[RuleValue, Part], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +167,28 @@ def _messages(recipe: CaseRecipe, compiler: _Compiler) -> list[MessagePart]:
 def _rules(recipe: CaseRecipe, compiler: _Compiler) -> tuple[RuleParts, ...]:
     rules: list[RuleParts] = []
     for index, rule in enumerate(recipe.scoring):
-        target = compiler.source(rule.target, "scoring", index, "target")
-        source = rule.choices if isinstance(rule, Choice) else None
-        choices = compiler.source(source, "scoring", index, "choices")
-        needs_target = not (isinstance(rule, Regex) and rule.pattern is not None)
-        if needs_target and rule.target is None and recipe.dataset.target is None:
+        values: list[tuple[RuleValue, Part]] = []
+        for name in _RULE_VALUES:
+            part = compiler.source(getattr(rule, name, None), "scoring", index, name)
+            if part is not None:
+                values.append((name, part))
+        if _needs_target(rule) and rule.target is None and recipe.dataset.target is None:
             message = "expected a target for this rule: set `dataset.target`, or `target` here"
             compiler.problem(message, "scoring", index)
-        if target is not None or choices is not None:
-            rules.append(RuleParts(rule.name, target, choices))
+        if isinstance(rule, ProgramRule) and rule.program is not None:
+            compiler.problem("expected no such field: publishing sets it", "scoring", index, "program")
+        if isinstance(rule, CodeTests) and rule.join == "auto" and rule.setup and rule.entry_point is None:
+            message = (
+                "expected an `entry_point`, which tells a whole answer from one that goes on; or set `join`"
+            )
+            compiler.problem(message, "scoring", index, "join")
+        if values:
+            rules.append(RuleParts(rule.name, tuple(values)))
     return tuple(rules)
+
+
+def _needs_target(rule: RuleSpec) -> TypeGuard[FastSpec]:
+    """Whether a rule compares with a target."""
+    if isinstance(rule, CodeTests | ProgramRule):
+        return False
+    return not (isinstance(rule, Regex) and rule.pattern is not None)

@@ -39,6 +39,11 @@ _STAND_INS: dict[Path, Any] = {
     ("scoring", "*", "name"): "x",
     ("scoring", "*", "target"): "-",
     ("scoring", "*", "pattern"): ".",
+    ("scoring", "*", "setup"): "-",
+    ("scoring", "*", "tests"): "-",
+    ("scoring", "*", "entry_point"): "-",
+    ("scoring", "*", "files"): "-",
+    ("scoring", "*", "command"): ["-"],
 }
 
 

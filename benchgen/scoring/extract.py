@@ -18,6 +18,7 @@ from benchgen.scoring.patterns import PATTERN_TIMEOUT_S, compile_pattern
 from benchgen.scoring.spec import (
     AfterExtract,
     BoxedExtract,
+    CodeExtract,
     Extract,
     LineExtract,
     PointerExtract,
@@ -28,6 +29,8 @@ from benchgen.scoring.spec import (
 Extractor = Callable[[str], str | None]
 
 _BOXED_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+# A fence is at least three backticks at the start of a line, and closed by one that has nothing after it.
+_FENCED = re.compile(r"^[ \t]*(`{3,})[^`\n]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
 _THINK_TAGS = re.compile(r"<(/?)think>")
 
 
@@ -147,6 +150,15 @@ def _by_marker(spec: AfterExtract) -> Extractor:
     return find
 
 
+def last_code(text: str) -> str | None:
+    """What is in the last fenced block, white space and all; the whole text where there is none."""
+    text = text.replace("\r\n", "\n")
+    found = text
+    for block in _FENCED.finditer(text):
+        found = block[2]
+    return found
+
+
 def _compile_one(spec: Extract) -> CompiledExtract:
     match spec:
         case RegexExtract():
@@ -163,6 +175,8 @@ def _compile_one(spec: Extract) -> CompiledExtract:
             return CompiledExtract(last_boxed, "there is no \\boxed{...}")
         case AfterExtract():
             return CompiledExtract(_by_marker(spec), f"nothing follows {spec.after!r}"[:120])
+        case CodeExtract():
+            return CompiledExtract(last_code, "there is no code")
         case _:
             assert_never(spec)
 

@@ -21,7 +21,20 @@ from benchgen.scoring.jsontext import MISSING, find_json, json_text, parse_json,
 from benchgen.scoring.normalise import Normaliser, compile_normalise
 from benchgen.scoring.numbers import as_number, last_number, within
 from benchgen.scoring.patterns import PATTERN_TIMEOUT_S, compile_pattern
-from benchgen.scoring.spec import F1, Choice, ExactMatch, Includes, JsonMatch, Numeric, Regex, RuleSpec
+from benchgen.scoring.spec import (
+    F1,
+    Choice,
+    CodeTests,
+    ExactMatch,
+    FastSpec,
+    Includes,
+    JsonMatch,
+    Numeric,
+    ProgramRule,
+    Regex,
+    RuleSpec,
+    SlowSpec,
+)
 
 MAX_RESPONSE_CHARS = 500_000
 """Of a longer response only the end is judged, so many characters of it."""
@@ -58,16 +71,65 @@ class RuleFailed(Exception):
     """The rule cannot judge this response; the message says why."""
 
 
+class Answers:
+    """Takes the answer of a rule out of responses."""
+
+    __slots__ = ("_extract", "_keeps_thinking")
+
+    def __init__(self, spec: FastSpec | CodeTests) -> None:
+        self._keeps_thinking = spec.think == "keep"
+        self._extract: CompiledExtract | None = compile_extract(spec.extract)
+
+    def find(self, response: str) -> str | RuleScore:
+        """The answer; where there is none, the score that says so.
+
+        :raises TimeoutError: a pattern takes too long.
+        """
+        text: str | None = response
+        if not self._keeps_thinking:
+            text = strip_thinking(response)
+            if text is None:
+                return failed(None, "no answer found: the reasoning never ends")
+        assert text is not None
+        if len(text) > MAX_RESPONSE_CHARS:
+            text = text[-MAX_RESPONSE_CHARS:]
+        if self._extract is not None:
+            text = self._extract.find(text)
+            if text is None:
+                return failed(None, f"no answer found: {self._extract.nothing}")
+        return text
+
+
+class SlowRule:
+    """A rule that needs more than a moment: it is judged after a response is stored, elsewhere."""
+
+    __slots__ = ("_answers", "name", "primary", "spec")
+
+    def __init__(self, spec: SlowSpec, *, primary: bool) -> None:
+        self.name: str = spec.name
+        self.primary = primary
+        self.spec = spec
+        self._answers = Answers(spec) if isinstance(spec, CodeTests) else None
+
+    def answer(self, response: str) -> str | RuleScore:
+        """What of a response is judged; where there is nothing, the score that says so. Never raises."""
+        if self._answers is None:
+            return response
+        try:
+            return self._answers.find(response)
+        except TimeoutError:
+            return rule_error(_TOO_SLOW)
+
+
 class CompiledRule:
     """A rule that is ready to judge. It has no state: threads may share it."""
 
-    __slots__ = ("_extract", "_judge", "_keeps_thinking", "name", "primary")
+    __slots__ = ("_answers", "_judge", "name", "primary")
 
-    def __init__(self, spec: RuleSpec, *, primary: bool) -> None:
+    def __init__(self, spec: FastSpec, *, primary: bool) -> None:
         self.name: str = spec.name
         self.primary = primary
-        self._keeps_thinking = spec.think == "keep"
-        self._extract: CompiledExtract | None = compile_extract(spec.extract)
+        self._answers = Answers(spec)
         self._judge = _compile_judge(spec)
 
     def score(self, response: str, target: Any, choices: Sequence[str] | None = None) -> RuleScore:
@@ -79,55 +141,58 @@ class CompiledRule:
         try:
             return self._score(response, target, choices)
         except TimeoutError:
-            return _failed(_TOO_SLOW)
+            return rule_error(_TOO_SLOW)
         except RuleFailed as error:
-            return _failed(str(error))
+            return rule_error(str(error))
         except Exception as error:  # a fault of ours must not stop the results of a whole batch
-            return _failed(f"{type(error).__name__}: {error}")
+            return rule_error(f"{type(error).__name__}: {error}")
 
     def _score(self, response: str, target: Any, choices: Sequence[str] | None) -> RuleScore:
-        text: str | None = response
-        if not self._keeps_thinking:
-            text = strip_thinking(response)
-            if text is None:
-                return _fail(None, "no answer found: the reasoning never ends")
-        assert text is not None
-        if len(text) > MAX_RESPONSE_CHARS:
-            text = text[-MAX_RESPONSE_CHARS:]
-        if self._extract is not None:
-            text = self._extract.find(text)
-            if text is None:
-                return _fail(None, f"no answer found: {self._extract.nothing}")
-        return self._judge(text, target, choices)
+        answer = self._answers.find(response)
+        return self._judge(answer, target, choices) if isinstance(answer, str) else answer
 
 
-def compile_rules(specs: Sequence[RuleSpec]) -> list[CompiledRule]:
+Rule = CompiledRule | SlowRule
+
+
+def compile_rules(specs: Sequence[RuleSpec]) -> list[Rule]:
     """The rules in the same order. Exactly one is primary: the one that says so, else the first."""
     primary = next((spec.name for spec in specs if spec.primary), specs[0].name if specs else "")
-    return [CompiledRule(spec, primary=spec.name == primary) for spec in specs]
+    return [
+        SlowRule(spec, primary=spec.name == primary)
+        if isinstance(spec, CodeTests | ProgramRule)
+        else CompiledRule(spec, primary=spec.name == primary)
+        for spec in specs
+    ]
 
 
-def _failed(why: str) -> RuleScore:
+def rule_error(why: str) -> RuleScore:
+    """The rule could not judge."""
     return RuleScore(None, None, None, "", _short(f"rule_error: {why}"))
 
 
-def _pass(answer: str | None) -> RuleScore:
+def passed(answer: str | None) -> RuleScore:
+    """The response is right."""
     return RuleScore(1.0, True, _kept(answer), "", None)
 
 
-def _fail(answer: str | None, explanation: str) -> RuleScore:
-    return RuleScore(0.0, False, _kept(answer), _short(explanation), None)
+def failed(answer: str | None, explanation: str, *, most: int = MAX_EXPLANATION_CHARS) -> RuleScore:
+    """The response is wrong.
+
+    :param most: characters of the explanation that are kept.
+    """
+    return RuleScore(0.0, False, _kept(answer), bounded(explanation, most), None)
 
 
 def _kept(answer: str | None) -> str | None:
-    return None if answer is None else _bounded(answer, MAX_ANSWER_CHARS)
+    return None if answer is None else bounded(answer, MAX_ANSWER_CHARS)
 
 
 def _short(text: str) -> str:
-    return _bounded(text, MAX_EXPLANATION_CHARS)
+    return bounded(text, MAX_EXPLANATION_CHARS)
 
 
-def _bounded(text: str, limit: int) -> str:
+def bounded(text: str, limit: int) -> str:
     """A text that every store and every message takes: not too long, no NUL, no half of a surrogate pair."""
     if len(text) > limit:
         text = f"{text[: limit - 3]}..."
@@ -167,7 +232,7 @@ def _text(target: Any) -> str:
     raise RuleFailed(f"expected a text as target, found {kind}")
 
 
-def _compile_judge(spec: RuleSpec) -> Judge:
+def _compile_judge(spec: FastSpec) -> Judge:
     normalise = compile_normalise(spec.normalise)
     match spec:
         case ExactMatch():
@@ -193,9 +258,9 @@ def _exact_match(normalise: Normaliser) -> Judge:
         answer = normalise(answer)
         if isinstance(target, str):
             wanted = normalise(target)
-            return _pass(answer) if answer == wanted else _fail(answer, _differs(answer, [wanted]))
+            return passed(answer) if answer == wanted else failed(answer, _differs(answer, [wanted]))
         targets = [normalise(_text(item)) for item in _targets(target)]
-        return _pass(answer) if answer in targets else _fail(answer, _differs(answer, targets))
+        return passed(answer) if answer in targets else failed(answer, _differs(answer, targets))
 
     return judge
 
@@ -210,8 +275,8 @@ def _includes(spec: Includes, normalise: Normaliser) -> Judge:
             item for item in targets if (find_words(normal, item) < 0 if spec.words else item not in normal)
         ]
         if not missing or (spec.mode == "any" and len(missing) < len(targets)):
-            return _pass(answer)
-        return _fail(answer, f"not found in the response: {', '.join(map(_shown, missing[:3]))}")
+            return passed(answer)
+        return failed(answer, f"not found in the response: {', '.join(map(_shown, missing[:3]))}")
 
     return judge
 
@@ -228,8 +293,8 @@ def _regex(spec: Regex, normalise: Normaliser) -> Judge:
             search = pattern.search if spec.match == "search" else pattern.fullmatch
             match = search(normal, timeout=PATTERN_TIMEOUT_S)
             if match is not None:
-                return _pass(match[0])
-        return _fail(None, f"no match for {_shown(patterns[0].pattern)}")
+                return passed(match[0])
+        return failed(None, f"no match for {_shown(patterns[0].pattern)}")
 
     return judge
 
@@ -247,11 +312,11 @@ def _choice(normalise: Normaliser) -> Judge:
             right.append(index)
         chosen = choose(answer, options, normalise)
         if chosen.option is None:
-            return _fail(None, chosen.problem)
+            return failed(None, chosen.problem)
         letter = LETTERS[chosen.option]
         if chosen.option in right:
-            return _pass(letter)
-        return _fail(letter, _differs(letter, [LETTERS[index] for index in right]))
+            return passed(letter)
+        return failed(letter, _differs(letter, [LETTERS[index] for index in right]))
 
     return judge
 
@@ -263,17 +328,19 @@ def _numeric(spec: Numeric, normalise: Normaliser) -> Judge:
         answer = normalise(answer)
         # Most answers and targets are whole numbers, which need no search and no decimals.
         if exact and isinstance(target, str) and _is_whole(answer) and _is_whole(target):
-            return _pass(answer) if int(answer) == int(target) else _fail(answer, _differs(answer, [target]))
+            return (
+                passed(answer) if int(answer) == int(target) else failed(answer, _differs(answer, [target]))
+            )
         targets = [(item, as_number(item)) for item in _targets(target)]
         found = last_number(answer)
         for item, wanted in targets:
             if wanted is None:
                 raise RuleFailed(f"expected a number as target, found {_shown(str(item))}")
             if found is not None and within(found.value, wanted, spec.abs_tol, spec.rel_tol):
-                return _pass(found.text)
+                return passed(found.text)
         if found is None:
-            return _fail(None, f"no number found in {_shown(answer.strip())}")
-        return _fail(found.text, _differs(found.text, [str(item) for item, _ in targets]))
+            return failed(None, f"no number found in {_shown(answer.strip())}")
+        return failed(found.text, _differs(found.text, [str(item) for item, _ in targets]))
 
     return judge
 
@@ -316,9 +383,9 @@ def _json_match(spec: JsonMatch, normalise: Normaliser) -> Judge:
             raise RuleFailed("expected a target with at least one of the fields of the rule")
         value = find_json(answer)
         if value is MISSING:
-            return _fail(None, "no JSON found in the response")
+            return failed(None, "no JSON found in the response")
         difference = comparison.difference(value, target)
         text = json_text(value)
-        return _pass(text) if difference is None else _fail(text, difference)
+        return passed(text) if difference is None else failed(text, difference)
 
     return judge

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from benchgen.scoring.limits import ProgramLimits
 from benchgen.scoring.patterns import Flag, compile_pattern
 
 MAX_RULES = 32
@@ -110,7 +111,16 @@ class AfterExtract(_Strict):
     )
 
 
-_EXTRACT_KEYS = ("regex", "json_pointer", "tag", "line", "boxed", "after")
+class CodeExtract(_Strict):
+    """The last fenced block, or the whole text where there is none: ``{code: true}``."""
+
+    code: Literal[True] = Field(
+        description="Take what is in the last block between three backticks, or the whole response when there is no "
+        "such block. A block that was opened and never closed reaches to the end."
+    )
+
+
+_EXTRACT_KEYS = ("regex", "json_pointer", "tag", "line", "boxed", "after", "code")
 
 
 def _extract_kind(value: Any) -> str | None:
@@ -127,11 +137,12 @@ Extract = Annotated[
     | Annotated[TagExtract, Tag("tag")]
     | Annotated[LineExtract, Tag("line")]
     | Annotated[BoxedExtract, Tag("boxed")]
-    | Annotated[AfterExtract, Tag("after")],
+    | Annotated[AfterExtract, Tag("after")]
+    | Annotated[CodeExtract, Tag("code")],
     Discriminator(
         _extract_kind,
         custom_error_type="extract_kind",
-        custom_error_message="expected one of the keys regex, json_pointer, tag, line, boxed, after",
+        custom_error_message=f"expected one of the keys {', '.join(_EXTRACT_KEYS)}",
     ),
 ]
 
@@ -166,7 +177,7 @@ class Normalise(_Strict):
 # -------------------------------------------------------------------------------------------------- rules
 
 
-class _Rule(_Strict):
+class _Named(_Strict):
     """What all rules have in common."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,63}$")] = Field(
@@ -175,6 +186,11 @@ class _Rule(_Strict):
     primary: bool = Field(
         default=False, description="The figure that counts. A sole rule is primary without saying so."
     )
+
+
+class _Extracting(_Named):
+    """A rule that takes the answer out of the response."""
+
     think: Literal["strip", "keep"] = Field(
         default="strip",
         description="`strip`: reasoning in `<think>...</think>` is removed first, and a response whose "
@@ -185,6 +201,11 @@ class _Rule(_Strict):
         description="Where the answer is in the response: one way, or a list of ways of which the first "
         "that finds something counts. Without it the whole response is the answer.",
     )
+
+
+class _Rule(_Extracting):
+    """A rule that compares the answer with a target."""
+
     normalise: Normalise = Field(default=Normalise(strip=True), description="See `Normalise`.")
     target: str | None = Field(
         default=None,
@@ -319,9 +340,93 @@ class JsonMatch(_Rule):
     )
 
 
-RuleSpec = Annotated[
-    ExactMatch | Includes | Regex | Choice | Numeric | F1 | JsonMatch, Field(discriminator="type")
+# ------------------------------------------------------------------------------- rules that run programs
+
+
+class CodeTests(_Extracting):
+    """The answer is code, and hidden tests pass on it, in a sandbox.
+
+    ``setup``, ``tests`` and ``entry_point`` are fields of the row, or templates; they are kept with the targets.
+    """
+
+    type: Literal["code_tests"] = "code_tests"
+    extract: Annotated[tuple[Extract, ...], BeforeValidator(_as_list), Field(strict=False)] = Field(
+        default=(CodeExtract(code=True),),
+        description="Where the code is in the response. Default: `{code: true}`.",
+    )
+    language: Literal["python"] = Field(default="python", description="The language of the code.")
+    setup: str | None = Field(
+        default=None, description="What stands before the code: imports, the start of a function to complete."
+    )
+    tests: Annotated[str, StringConstraints(min_length=1)] = Field(
+        description="Code that raises an exception when the answer is wrong; or a list of "
+        "`{stdin: ..., stdout: ...}`: the code is run as a program, once for each."
+    )
+    entry_point: str | None = Field(
+        default=None, description="The name of what the code has to define; `join: auto` needs it."
+    )
+    join: Literal["auto", "completion", "whole"] = Field(
+        default="auto",
+        description="`completion`: the code goes on where `setup` ends. `whole`: it stands on its own. `auto`: "
+        "the latter when it defines `entry_point`, after a `setup` that runs on its own.",
+    )
+    isolation: Literal["values", "none"] = Field(
+        default="values",
+        description="`values`: tests run in another process than the code, and see what it returns as plain values and "
+        "handles. `none`: they run in the same process, where code that is made to deceive can do so.",
+    )
+    limits: ProgramLimits = Field(
+        default=ProgramLimits(seconds=10.0, memory_mb=512), description="See `Limits`."
+    )
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _keep_default_limits(cls, value: Any) -> Any:
+        return {"seconds": 10.0, "memory_mb": 512, **value} if isinstance(value, Mapping) else value
+
+
+def _checked_folder(folder: str) -> str:
+    if folder.startswith("/") or "\\" in folder or any(part in ("", ".", "..") for part in folder.split("/")):
+        raise ValueError("expected a plain relative path inside the bundle, with / between folders")
+    return folder
+
+
+ProgramFolder = Annotated[
+    str, StringConstraints(min_length=1, max_length=512), AfterValidator(_checked_folder)
 ]
+CommandWord = Annotated[str, StringConstraints(min_length=1, max_length=4_096)]
+
+
+class ProgramRule(_Named):
+    """A program of the bundle judges, in a sandbox of its own."""
+
+    type: Literal["program"] = "program"
+    files: ProgramFolder = Field(
+        description="A folder of the bundle. The program finds it at `/app/program`, read-only."
+    )
+    command: Annotated[tuple[CommandWord, ...], Field(strict=False, min_length=1, max_length=100)] = Field(
+        description="The program and its arguments, without a shell, such as `[python3, score.py]`."
+    )
+    batch: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=64, description="How many responses one start of the program judges at most."
+    )
+    target: str | None = Field(
+        default=None,
+        description="A field of the row, or a template: the target that the program sees instead of `dataset.target`.",
+    )
+    limits: ProgramLimits = Field(default=ProgramLimits(), description="See `Limits`.")
+    program: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="Set when the environment is published: the digest of the packed folder."
+    )
+
+
+FastSpec = ExactMatch | Includes | Regex | Choice | Numeric | F1 | JsonMatch
+"""Rules that judge a response in a moment, before it is stored."""
+
+SlowSpec = CodeTests | ProgramRule
+"""Rules that need more: a response is stored first, and judged then."""
+
+RuleSpec = Annotated[FastSpec | SlowSpec, Field(discriminator="type")]
 """One scoring rule."""
 
 

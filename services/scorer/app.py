@@ -23,7 +23,9 @@ from services.scorer import metrics
 from services.scorer.caching import ResponseCache
 from services.scorer.calls import CallBook
 from services.scorer.config import ScorerSettings
+from services.scorer.judging import BoxJudge
 from services.scorer.loading import Loader
+from services.scorer.pending import SlowScorer
 from services.scorer.predictions import PredictionStore
 from services.scorer.record_service import RecordService
 from services.scorer.recorder import Recorder
@@ -78,10 +80,11 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
             now=shared.now,
         )
         remover = Remover(pool, objects, shared)
+        provider = provider_of(settings)
         if process is not None:
             process.loop("clock", shared.step, every=clock.EVERY_SECONDS)
             process.measure(metrics.Measures(pool))
-            watch(process, provider_of(settings))
+            watch(process, provider)
             age = timedelta(seconds=settings.orphan_seconds)
             process.loop("sweep", lambda: remover.sweep(age), every=settings.sweep_seconds)
         inputs, targets, solutions = (
@@ -96,17 +99,22 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
             cache = ResponseCache(pool, recorder, inputs, objects, threads, max_age)
             if process is not None:
                 process.loop("expire", cache.expire, every=settings.sweep_seconds)
+            slow = BoxJudge(provider, objects, settings.sandboxes)
+            if process is not None:
+                scorer = SlowScorer(pool, targets, objects, slow, process.stopping)
+                for _ in range(settings.sandboxes):
+                    process.loop("scores", scorer.step, every=settings.scores_seconds, wake=recorder.pending)
             records = RecordService(
                 pool=pool,
                 recorder=recorder,
                 book=book,
                 targets=targets,
                 objects=objects,
-                loader=Loader(recorder, solutions, predictions, threads),
+                loader=Loader(recorder, solutions, predictions, threads, objects),
                 cache=cache,
                 reporter=Reporter(pool),
                 remover=remover,
-                verifier=VersionVerifier(targets, solutions, threads),
+                verifier=VersionVerifier(targets, solutions, threads, slow),
                 hub=Verifier(settings.lease_public_key),
                 scoring_threads=threads,
             )

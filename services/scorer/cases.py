@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from benchgen.scoring.rules import CompiledRule, RuleScore, compile_rules
+from benchgen.scoring.rules import CompiledRule, Rule, RuleScore, SlowRule, compile_rules
 from benchgen.scoring.spec import parse_rules
 from services.common.parts import CaseReader
 from services.scorer.domain import Outcome
@@ -21,19 +21,27 @@ _GIVEN_UP = RuleScore(None, None, None, "", "rule_error: the pattern was too slo
 
 
 @lru_cache(maxsize=64)
-def rules_of(scoring_json: str) -> tuple[CompiledRule, ...]:
+def rules_of(scoring_json: str) -> tuple[Rule, ...]:
     """The compiled rules of a scoring; the text is small and the same for all shards of a run."""
     return tuple(compile_rules(parse_rules(orjson.loads(scoring_json))))
 
 
-def primary_of(rules: Sequence[CompiledRule]) -> int:
+def primary_of(rules: Sequence[Rule]) -> int:
     """The place of the primary rule."""
     return next(place for place, rule in enumerate(rules) if rule.primary)
 
 
+def slow_places(scoring_json: str) -> list[int]:
+    """The places of the rules that judge later."""
+    return [place for place, rule in enumerate(rules_of(scoring_json)) if isinstance(rule, SlowRule)]
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a response to one case is compared with, by rule."""
+    """What a response to one case is compared with, by rule: the target, and the options where they are known.
+
+    For a slow rule the target is a mapping of everything that the environment says for this case and rule.
+    """
 
     case_id: str
     by_rule: tuple[tuple[Any, Sequence[str] | None], ...]
@@ -48,18 +56,19 @@ class Judge:
     slow on many keeps the scoring thread for a second a shard, and not for a minute.
     """
 
-    def __init__(self, rules: tuple[CompiledRule, ...], targets: dict[int, Target]) -> None:
+    def __init__(self, rules: tuple[Rule, ...], targets: dict[int, Target]) -> None:
         self.rules = rules
         self.primary = primary_of(rules)
         self._targets = targets
+        self.has_slow_rules = any(isinstance(rule, SlowRule) for rule in rules)
         self._slow = [0] * len(rules)
 
     def target(self, position: int) -> Target | None:
         """The target of a case; None when the case is not among those that were asked for."""
         return self._targets.get(position)
 
-    def score(self, position: int, outcome: Outcome, response: str) -> tuple[RuleScore, ...]:
-        """One score per rule; none for an outcome that is not the model's doing.
+    def score(self, position: int, outcome: Outcome, response: str) -> tuple[RuleScore | None, ...]:
+        """One score per rule, None where it is made later; nothing for an outcome that is not the model's doing.
 
         :param response: is judged as it is stored, without what a database has no place for.
         """
@@ -71,10 +80,15 @@ class Judge:
             for place, (target, choices) in enumerate(self._targets[position].by_rule)
         )
 
-    def _judged(self, place: int, response: str, target: Any, choices: Sequence[str] | None) -> RuleScore:
+    def _judged(
+        self, place: int, response: str, target: Any, choices: Sequence[str] | None
+    ) -> RuleScore | None:
+        rule = self.rules[place]
+        if not isinstance(rule, CompiledRule):
+            return None
         if self._slow[place] >= _MOST_SLOW:
             return _GIVEN_UP
-        score = self.rules[place].score(response, target, choices)
+        score = rule.score(response, target, choices)
         if score.error is not None and score.too_slow:
             self._slow[place] += 1
         return score
@@ -93,15 +107,14 @@ async def judge_of(
     return Judge(rules, {row["position"]: _target(row, rules) for row in rows})
 
 
-def _target(row: dict[str, Any], rules: Sequence[CompiledRule]) -> Target:
-    overrides = row["rules"]
-    by_rule = tuple(
-        (
-            overrides.get(rule.name, {}).get("target", row["target"]),
-            overrides.get(rule.name, {}).get("choices"),
-        )
-        for rule in rules
-    )
+def _target(row: dict[str, Any], rules: Sequence[Rule]) -> Target:
+    by_rule = tuple(_compared(row["target"], row["rules"].get(rule.name, {}), rule) for rule in rules)
     slices = {clean(name): clean(value) for name, value in row["slices"].items()}
     cluster = None if row["cluster"] is None else clean(row["cluster"])
     return Target(row["id"], by_rule, cluster, slices or None)
+
+
+def _compared(target: Any, own: dict[str, Any], rule: Rule) -> tuple[Any, Sequence[str] | None]:
+    if isinstance(rule, SlowRule):
+        return {"target": target, **own}, None
+    return own.get("target", target), own.get("choices")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import Field, SecretStr
@@ -28,3 +29,7 @@ class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings, SandboxSettin
     """How often they are looked for."""
     cache_days: float = Field(default=30.0, ge=0, le=36_500)
     """How long answers are kept for runs that use the response cache; with 0 it is off, and emptied."""
+    sandboxes: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1_000)
+    """How many boxes with code or programs that judge it may have at once; default: the processors."""
+    scores_seconds: float = Field(default=1.0, gt=0)
+    """How often it looks for scores to make that another scorer left."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum
@@ -133,10 +133,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRecord:
-    """A record with one score per rule; none when there is nothing to judge."""
+    """A record with one score per rule: none when there is nothing to judge, None where a slow rule judges later."""
 
     record: Record
-    scores: Sequence[RuleScore]
+    scores: Sequence[RuleScore | None]
     primary: int = 0
     """The place of the primary rule among the scores."""
 
@@ -148,6 +148,19 @@ class ScoredRecord:
         )
         if self.record.saved is not None:
             totals.cache_hits += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A response that is judged after it was stored."""
+
+    key: TrialKey
+    case_id: str
+    outcome: Outcome
+    response: str
+    """All of it, however long."""
+    values: Mapping[str, Any]
+    """What the environment says for this case and rule: ``target``, and what the rule's type names beside it."""
 
 
 class Merge(Enum):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import lease_pb2, run_pb2
+from benchgen.eval.v1.result_pb2 import PayloadRef
 from benchgen.scoring.cost import Usage, cost_picousd
 from services.common.models.bounds import prices_of
+from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
+from services.scorer import payloads
 from services.scorer.cases import Judge
 from services.scorer.domain import Outcome, Record, ScoredRecord, TrialKey
 from services.scorer.intake import MAX_RESPONSE, Intake, clean
@@ -37,8 +40,10 @@ class Loader:
         solutions: CaseReader,
         predictions: PredictionStore,
         scoring_threads: Executor,
+        objects: ObjectStore,
     ) -> None:
         self._recorder = recorder
+        self._objects = objects
         self._solutions = solutions
         self._predictions = predictions
         self._threads = scoring_threads
@@ -62,11 +67,20 @@ class Loader:
                 found += 1
                 if offset not in held:
                     wanted[TrialKey(position, trial)] = answer
+        kept = await self._kept_whole(wanted) if judge.has_slow_rules else {}
         # Stored as they are scored: whoever loads the shard again goes on from there.
-        score = partial(_scored, claims, judge)
+        score = partial(_scored, claims, judge, kept)
         async for batch in in_turns(self._threads, score, list(wanted.items())):
             await self._recorder.store(claims.run, batch)
         return found
+
+    async def _kept_whole(self, answers: Mapping[TrialKey, Prediction]) -> dict[TrialKey, PayloadRef]:
+        """Store answers that do not fit into their rows, for rules that judge later."""
+        return {
+            key: await payloads.store(self._objects, answer.response)
+            for key, answer in answers.items()
+            if len(answer.response.encode()) > MAX_RESPONSE
+        }
 
     async def _answers(self, claims: lease_pb2.LeaseClaims) -> dict[TrialKey, Prediction]:
         spec = claims.spec
@@ -89,9 +103,13 @@ class Loader:
 
 
 def _scored(
-    claims: lease_pb2.LeaseClaims, judge: Judge, answered: tuple[TrialKey, Prediction]
+    claims: lease_pb2.LeaseClaims,
+    judge: Judge,
+    kept_whole: Mapping[TrialKey, PayloadRef],
+    answered: tuple[TrialKey, Prediction],
 ) -> ScoredRecord:
     key, answer = answered
+    whole = kept_whole.get(key)
     target = judge.target(key.position)
     assert target is not None
     outcome = Outcome.OK if answer.response.strip() else Outcome.EMPTY
@@ -110,5 +128,7 @@ def _scored(
         cost_picousd=cost_picousd(usage, prices_of(claims.spec.subject.model)),
         cluster=target.cluster,
         slices=target.slices,
+        payload_digest=whole.digest if whole else None,
+        payload_bytes=whole.size_bytes if whole else None,
     )
     return ScoredRecord(record, judge.score(key.position, outcome, answer.response), judge.primary)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import asyncpg
 from prometheus_client import Counter, Histogram, Metric
 
+from benchgen.scoring.rules import RuleScore
 from services.common.queries import load_queries
 from services.common.telemetry import gauge
 from services.scorer.domain import Outcome, ScoredRecord, Totals
@@ -50,6 +51,24 @@ REPORT_SECONDS = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30),
 )
 
+_SLOW_SCORES = Counter(
+    "benchgen_scorer_slow_scores_total",
+    "Scores made after their results were stored, by type of rule: passed, failed, or error when the rule failed; "
+    "refused when somebody else had made the score meanwhile.",
+    ["type", "verdict"],
+)
+SLOW_SECONDS = Histogram(
+    "benchgen_scorer_slow_score_seconds",
+    "How long one such score took, by type of rule.",
+    ["type"],
+    buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300),
+)
+CLAIMS_ENDED = Counter(
+    "benchgen_scorer_claims_total",
+    "Claims on pending scores, by how they ended: done, given_back, lost to another scorer, fault.",
+    ["end"],
+)
+
 _BY_OUTCOME = {outcome: _RESULTS.labels(outcome.name.lower()) for outcome in Outcome}
 _INPUT, _OUTPUT = _TOKENS.labels("input"), _TOKENS.labels("output")
 
@@ -72,6 +91,17 @@ def stored(items: Sequence[ScoredRecord], batches: int, added: Totals, seconds: 
     _CACHE_HITS.inc(added.cache_hits)
 
 
+def slow_scored(kind: str, scores: Collection[RuleScore], refused: int) -> None:
+    """Count scores that were to be written, and how many of them were not."""
+    if refused:
+        # Which of them is not known, and not worth a look.
+        _SLOW_SCORES.labels(kind, "refused").inc(refused)
+        return
+    for score in scores:
+        verdict = "error" if score.value is None else "passed" if score.passed else "failed"
+        _SLOW_SCORES.labels(kind, verdict).inc()
+
+
 class Measures:
     """What stands in the scorer's tables. Every scorer shows the same: take `max` over them."""
 
@@ -81,4 +111,13 @@ class Measures:
     async def __call__(self) -> Sequence[Metric]:
         async with self._pool.acquire() as connection:
             pending = await connection.fetchval(_SQL["pending"])
-        return [gauge("benchgen_scorer_pending_scores", "Scores to be made yet.", [], {(): pending})]
+            row = await connection.fetchrow(_SQL["claims"])
+        assert row is not None
+        lag = "How long the oldest score that is to be made has waited, seconds."
+        return [
+            gauge("benchgen_scorer_pending_scores", "Scores to be made yet.", [], {(): pending}),
+            gauge(
+                "benchgen_scorer_claimed_scores", "Those that somebody is making.", [], {(): row["claimed"]}
+            ),
+            gauge("benchgen_scorer_pending_lag_seconds", lag, [], {(): row["lag"]}),
+        ]

@@ -9,7 +9,7 @@ import orjson
 from benchgen.errors import InvalidInput, NotFound
 from benchgen.eval.v1 import result_pb2
 from services.common.objects import Bucket, ObjectStore
-from services.scorer.intake import check_payload
+from services.scorer.intake import check_payload, clean
 
 #: Where they are.
 FOLDER = "responses/"
@@ -46,3 +46,14 @@ async def whole_response(objects: ObjectStore, payload: result_pb2.PayloadRef) -
     if not isinstance(response, str):
         raise InvalidInput("payload: expected `response` to be text")
     return response
+
+
+async def store(objects: ObjectStore, response: str) -> result_pb2.PayloadRef:
+    """Keep a whole answer, as a runner does.
+
+    :raises Unavailable: the object store cannot be reached.
+    """
+    data = orjson.dumps({"response": clean(response), "reasoning": ""})
+    digest = hashlib.sha256(data).hexdigest()
+    await objects.put(Bucket.PAYLOADS, payload_key(digest), data)
+    return result_pb2.PayloadRef(digest=digest, size_bytes=len(data))

@@ -17,7 +17,8 @@ SELECT epoch, sealed_at IS NOT NULL AS sealed FROM run_progress WHERE run_id = $
 
 -- name: unseal
 -- The hub gave a lease in an epoch after that of the seal: the run was resumed.
-UPDATE run_progress SET epoch = $2, sealed_at = NULL WHERE run_id = $1 AND epoch < $2 AND sealed_at IS NOT NULL;
+UPDATE run_progress SET epoch = $2, sealed_at = NULL WHERE run_id = $1 AND epoch < $2 AND sealed_at IS NOT NULL
+RETURNING 1;
 
 -- name: find_incomplete
 -- Of these stretches of trials those with fewer final results than they have trials, counted from 0.
@@ -172,6 +173,9 @@ SELECT report FROM reports WHERE run_id = $1 ORDER BY number DESC LIMIT 1;
 -- name: get_spec
 SELECT spec FROM runs WHERE run_id = $1 AND removed_at IS NULL;
 
+-- name: get_rules
+SELECT rules FROM scorings WHERE run_id = $1 AND scoring = 0;
+
 -- name: outcome_counts
 SELECT outcome, count(*) AS n FROM results WHERE run_id = $1 GROUP BY outcome;
 
@@ -231,6 +235,13 @@ GROUP BY rule;
 -- name: trials_with_errors
 SELECT count(DISTINCT (position, trial)) FROM scores
 WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL;
+
+-- name: trials_scored_by_all
+-- Where rules judge later, one may have judged a trial and another not.
+SELECT count(*) FROM (
+    SELECT FROM scores WHERE run_id = $1 AND scoring = $2 AND trial >= 0 AND value IS NOT NULL
+    GROUP BY position, trial HAVING count(*) = $3
+) s;
 
 -- name: cluster_statistics
 -- Per rule: what the clustered standard error needs, over the clusters that the environment names.

@@ -42,6 +42,8 @@ class Recorder:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+        self.pending = asyncio.Event()
+        """Set when scores are to be made that were not before."""
         self._queues: dict[str, _Queue] = {}
 
     async def store(self, run_id: str, batch: Sequence[ScoredRecord]) -> None:
@@ -83,6 +85,8 @@ class Recorder:
             _tell(taken, error)
         else:
             _tell(taken, None)
+            if any(None in item.scores for item in items):
+                self.pending.set()
             metrics.stored(items, len(taken), added, perf_counter() - began)
 
 

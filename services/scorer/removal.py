@@ -12,7 +12,7 @@ import structlog
 
 from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
-from services.scorer import calls, payloads, predictions
+from services.scorer import calls, payloads, pending_store, predictions
 from services.scorer.store import SQL, Connection
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class Remover:
                 *(self._remove_older(payloads.payload_key(digest), ended_at) for digest in unused)
             )
         removed = len(rows)
-        removals = [SQL["remove_attempts"], SQL["remove_scores"]]
+        removals = [SQL["remove_attempts"], SQL["remove_scores"], pending_store.SQL["remove"]]
         removals += [calls.SQL["remove_calls"], calls.SQL["remove_program_runs"]]
         for query in removals:
             removed += len(await connection.fetch(query, run, _ROWS))

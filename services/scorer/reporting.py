@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,7 @@ from benchgen.scoring.report import (
 from benchgen.scoring.statistics import ClusterSums, QuestionSums
 from services.common import tracing
 from services.scorer import metrics
-from services.scorer.cases import primary_of, rules_of
+from services.scorer.cases import primary_of, rules_of, slow_places
 from services.scorer.domain import Outcome
 from services.scorer.store import FIRST_SCORING, SQL, Connection, Standing
 
@@ -84,7 +85,6 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
     cost = await connection.fetchrow(SQL["cost_coverage"], spec.run)
     assert latency is not None
     assert cost is not None
-    with_errors = await connection.fetchval(SQL["trials_with_errors"], spec.run, FIRST_SCORING)
     primary = primary_of(rules_of(spec.scoring_json))
     slices = await connection.fetch(SQL["slice_statistics"], spec.run, FIRST_SCORING, primary)
     totals = standing.totals
@@ -98,8 +98,7 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
         state=standing.final_state,
         planned=spec.planned,
         recorded=totals.recorded,
-        # Every rule has said something of a trial that was judged: all but those with an error are scored by all.
-        scored=rules[0].scored + rules[0].errors - with_errors,
+        scored=await _scored_by_all(connection, spec, rules),
         rules=rules,
         usage=UsageInputs(
             input_tokens=totals.input_tokens if reported_usage else None,
@@ -123,6 +122,18 @@ async def _cached(connection: Connection, run: str, hits: int) -> dict[str, Any]
     assert row is not None
     saved = {name: tokens for name, tokens in row.items() if tokens is not None}
     return {"cache_hits": hits} | ({"saved_tokens": saved} if saved else {})
+
+
+async def _scored_by_all(connection: Connection, spec: run_pb2.RunSpec, rules: Sequence[RuleInputs]) -> int:
+    """How many trials have a score of every rule."""
+    if slow_places(spec.scoring_json):
+        counted: int = await connection.fetchval(
+            SQL["trials_scored_by_all"], spec.run, FIRST_SCORING, len(rules)
+        )
+        return counted
+    # Every rule has said something of a trial that was judged: all but those with an error are scored by all.
+    with_errors: int = await connection.fetchval(SQL["trials_with_errors"], spec.run, FIRST_SCORING)
+    return rules[0].scored + rules[0].errors - with_errors
 
 
 async def _rules(connection: Connection, spec: run_pb2.RunSpec) -> list[RuleInputs]:

@@ -13,15 +13,19 @@ import orjson
 from benchgen.errors import FailedPrecondition, LeaseLost, NotFound
 from services.common.amounts import Amount
 from services.common.queries import load_queries
-from services.scorer import cache_store
+from services.scorer import cache_store, pending_store
+from services.scorer.cases import slow_places
 from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, TrialKey, merge
 
 SQL = load_queries(Path(__file__).with_name("queries.sql"))
 
-Connection = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
+Connection = pending_store.Connection
 
 #: The code of the exception that `must` raises.
 _DOES_NOT_FIT = "BG001"
+
+#: The final state of a run that was cancelled.
+CANCELLED = "cancelled"
 
 #: The number of a run's first pass of rules; scoring again makes further ones.
 FIRST_SCORING = 0
@@ -57,7 +61,7 @@ async def check_open(connection: Connection, facts: RunFacts, *, epoch: int) -> 
         await register(connection, facts, epoch=epoch)
         row = await connection.fetchrow(SQL["get_standing"], facts.run_id)
     elif row["sealed"] and row["epoch"] < epoch:
-        await connection.execute(SQL["unseal"], facts.run_id, epoch)
+        await _unseal(connection, facts, epoch)
         row = await connection.fetchrow(SQL["get_standing"], facts.run_id)
     if row is None:
         raise LeaseLost(f"run {facts.run_id} was removed")
@@ -65,12 +69,27 @@ async def check_open(connection: Connection, facts: RunFacts, *, epoch: int) -> 
         raise LeaseLost(f"run {facts.run_id} takes no more results of epoch {epoch}")
 
 
+async def _unseal(connection: Connection, facts: RunFacts, epoch: int) -> None:
+    """Let the run go on. What slow rules did not judge, they judge then: it was dropped, or they failed on it."""
+    async with connection.transaction():
+        if await connection.fetchval(SQL["unseal"], facts.run_id, epoch) is not None:
+            places = slow_places(facts.scoring_json)
+            if places:
+                await pending_store.requeue(connection, facts.run_id, places)
+
+
 async def find_incomplete(
     connection: Connection, run_id: str, ranges: Sequence[tuple[int, int, int, int, int]]
 ) -> list[int]:
-    """The places of the ranges (first and last position and trial, how many trials) that miss final results."""
+    """The places of the ranges (first and last position and trial, how many trials) that miss final results, or scores
+    of slow rules that nobody is to make."""
     columns = [list(column) for column in zip(*ranges, strict=True)]
-    return [row["place"] for row in await connection.fetch(SQL["find_incomplete"], run_id, *columns)]
+    found = {row["place"] for row in await connection.fetch(SQL["find_incomplete"], run_id, *columns)}
+    rules = await connection.fetchval(SQL["get_rules"], run_id)
+    places = slow_places(rules) if rules else []
+    if places:
+        found |= await pending_store.find_unscored(connection, run_id, columns, places)
+    return sorted(found)
 
 
 async def held_trials(connection: Connection, run_id: str, first: int, last: int) -> set[TrialKey]:
@@ -92,11 +111,12 @@ async def store_batch(connection: Connection, run_id: str, batch: Sequence[Score
     for item in ordered:
         item.count_in(totals)
         totals.add_spend(item.record)
+    pending = _pending(ordered)
     try:
-        if totals.charges:
+        if totals.charges or pending:
             async with connection.transaction():
                 await _store_new(connection, run_id, ordered, totals)
-                await _add_charges(connection, run_id, totals)
+                await _add_others(connection, run_id, totals, pending)
         else:
             await _store_new(connection, run_id, ordered, totals)
     except asyncpg.PostgresError as error:
@@ -112,6 +132,16 @@ async def _store_new(
     await connection.execute(
         SQL["store_new"], run_id, _result_rows(ordered), _score_rows(ordered), *_added(totals)
     )
+
+
+async def _add_others(
+    connection: Connection, run_id: str, totals: Totals, pending: Sequence[tuple[int, int, int]]
+) -> None:
+    """Store what only some batches have."""
+    if totals.charges:
+        await _add_charges(connection, run_id, totals)
+    if pending:
+        await pending_store.insert(connection, run_id, pending)
 
 
 async def _add_charges(connection: Connection, run_id: str, totals: Totals) -> None:
@@ -156,8 +186,7 @@ async def _store_step_by_step(connection: Connection, run_id: str, ordered: Sequ
         await connection.execute(SQL["insert_scores"], run_id, _score_rows(standing))
         if await connection.fetchval(SQL["add_progress"], run_id, *_added(totals)) is None:
             raise _sealed(run_id)
-        if totals.charges:
-            await _add_charges(connection, run_id, totals)
+        await _add_others(connection, run_id, totals, _pending(standing))
     return totals
 
 
@@ -219,6 +248,17 @@ def _score_rows(items: Iterable[ScoredRecord]) -> list[tuple[Any, ...]]:
         (rule, item.record.position, item.record.trial, *score)
         for item in items
         for rule, score in enumerate(item.scores)
+        if score is not None
+    ]
+
+
+def _pending(items: Iterable[ScoredRecord]) -> list[tuple[int, int, int]]:
+    """Rule, position and trial of the scores that are made later."""
+    return [
+        (rule, item.record.position, item.record.trial)
+        for item in items
+        for rule, score in enumerate(item.scores)
+        if score is None
     ]
 
 
@@ -335,10 +375,17 @@ async def seal(
 ) -> Standing:
     """Take no more results of this epoch and those before. Sealing a sealed epoch changes nothing.
 
+    Scores that are pending are still made, unless the run was cancelled.
+
+
     :raises FailedPrecondition: a later epoch goes on.
     """
     await register(connection, facts, epoch=epoch)
-    await connection.execute(SQL["seal"], facts.run_id, epoch, final_state, seconds)
+    async with connection.transaction():
+        await connection.execute(SQL["seal"], facts.run_id, epoch, final_state, seconds)
+        if final_state == CANCELLED:
+            # Nobody waits for them. A run that is resumed makes them then.
+            await pending_store.drop(connection, facts.run_id)
     row = await connection.fetchrow(SQL["sealed_progress"], facts.run_id)
     if row is None:
         raise FailedPrecondition(f"run {facts.run_id} goes on in an epoch after {epoch}")

@@ -14,6 +14,7 @@ import asyncio
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,13 +24,12 @@ import structlog
 
 from benchgen.bundle.problems import Problem
 from benchgen.errors import InvalidInput
+from services.common.claims import ClaimLost, kept
 from services.common.objects import Bucket, ObjectStore
 from services.common.process import TRANSIENT
 from services.hub import metrics
 from services.hub.publishing import domain, ledger, store
-from services.hub.publishing.claims import kept
 from services.hub.publishing.domain import Built, Claim, State, Verdict, Verification, Version
-from services.hub.publishing.ledger import ClaimLost
 from services.hub.publishing.outcome import BUNDLE_FILE, Checked, Opened, Stage
 from services.hub.publishing.sandbox import ChildDiedError, Limits, run_child
 from services.hub.publishing.verification import ScorerFailedError, verify
@@ -107,7 +107,8 @@ class Publisher:
     async def _carry(self, claim: Claim) -> None:
         """Carry one publication to its end, or give it back."""
         try:
-            async with kept(self._pool, claim, seconds=self._claim_seconds, stopping=self._stopping):
+            renew = partial(ledger.renew, self._pool, claim, self._claim_seconds)
+            async with kept(renew, seconds=self._claim_seconds, stopping=self._stopping):
                 await self._publish(claim)
         except ClaimLost:
             # Ours still when we stop: another hub may take it at once.

@@ -11,7 +11,8 @@ import asyncpg
 import orjson
 
 from benchgen.bundle.problems import Problem
-from benchgen.errors import FailedPrecondition, NotFound
+from benchgen.errors import NotFound
+from services.common.claims import ClaimLost
 from services.hub.publishing import store
 from services.hub.publishing.domain import (
     MOST_DEATHS,
@@ -27,12 +28,6 @@ from services.hub.publishing.store import SQL
 from services.hub.registry.store import Conn, Queryable
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-
-
-class ClaimLost(FailedPrecondition):
-    """Somebody else works on the publication by now."""
-
-    reason = "CLAIM_LOST"
 
 
 async def add(conn: Queryable, request_id: UUID, upload_sha256: str, upload_bytes: int) -> Publication:

@@ -26,6 +26,7 @@ from benchgen.errors import FailedPrecondition, NotFound
 from benchgen.eval.v1 import environment_pb2, environment_pb2_grpc, result_pb2_grpc
 from services.common import auth, db, rpc
 from services.common.auth import Scope
+from services.common.claims import ClaimLost
 from services.common.config import RpcSettings
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
@@ -33,7 +34,6 @@ from services.common.signing import Signer
 from services.hub.publishing import ledger, store
 from services.hub.publishing.domain import State
 from services.hub.publishing.jobs import Publisher
-from services.hub.publishing.ledger import ClaimLost
 from services.hub.publishing.sandbox import Limits
 from services.hub.publishing.scratch import scratch_folder
 from services.hub.publishing.service import EnvironmentService

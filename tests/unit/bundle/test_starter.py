@@ -8,7 +8,7 @@ import pytest
 
 from benchgen.bundle import STARTERS, lint, load_folder, validate, write_starter
 from benchgen.errors import AlreadyExists, InvalidInput
-from benchgen.scoring.rules import compile_rules
+from benchgen.scoring.rules import CompiledRule, compile_rules
 
 from .support import MANIFEST, example, jsonl, small, stores
 
@@ -26,6 +26,7 @@ def test_every_starter_is_valid_and_its_oracle_gets_full_marks(tmp_path: Path, t
         for target, solution in zip(found["targets"], found["solutions"], strict=True):
             own = target["rules"].get(rule.name, {})
             expected = own.get("target", target["target"])
+            assert isinstance(rule, CompiledRule)
             assert rule.score(solution["solution"], expected, own.get("choices")).value == 1.0
             if rule.primary:
                 assert rule.score("", expected, own.get("choices")).value == 0.0

@@ -182,3 +182,23 @@ def test_extraction_is_linear(piece: str) -> None:
     ):
         extract(text, spec)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("    return 1", "    return 1"),
+        ("Use this:\n```python\n    return 1\n```\nDone.", "    return 1\n"),
+        ("```\na\n```\ntext\n```py\nb\n```", "b\n"),
+        ("```python\na\n", "a\n"),
+        ("````md\n```python\nx\n```\n````", "```python\nx\n```\n"),
+        ("It is `f()` and ```inline``` here", "It is `f()` and ```inline``` here"),
+        ("  ```\n  a\n  ```\n", "  a\n"),
+        ("```python\r\na\r\n```", "a\n"),
+        ("```python\nprint('```')\n```", "print('```')\n"),
+    ],
+)
+def test_code_is_the_last_fenced_block_or_everything(text: str, code: str) -> None:
+    extract = compile_extract([_EXTRACT.validate_python({"code": True})])
+    assert extract is not None
+    assert extract.find(text) == code

@@ -25,7 +25,9 @@ GSM8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "gsm8k"
 
 
 def rule(kind: str, **options: Any) -> CompiledRule:
-    return compile_rules(parse_rules([{"name": "r", "type": kind, **options}]))[0]
+    (compiled,) = compile_rules(parse_rules([{"name": "r", "type": kind, **options}]))
+    assert isinstance(compiled, CompiledRule)
+    return compiled
 
 
 def passed(kind: str, response: str, target: Any, choices: list[str] | None = None, **options: Any) -> bool:

@@ -1,31 +1,34 @@
-"""Keeping a claim on a publication while working on it."""
+"""Keeping a claim while working on what it is for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
-import asyncpg
-
+from benchgen.errors import FailedPrecondition
 from services.common import db
-from services.hub.publishing import ledger
-from services.hub.publishing.domain import Claim
-from services.hub.publishing.ledger import ClaimLost
+
+
+class ClaimLost(FailedPrecondition):
+    """Somebody else works on it by now."""
+
+    reason = "CLAIM_LOST"
 
 
 @asynccontextmanager
 async def kept(
-    pool: asyncpg.Pool, claim: Claim, *, seconds: float, stopping: asyncio.Event
+    renew: Callable[[], Awaitable[bool]], *, seconds: float, stopping: asyncio.Event
 ) -> AsyncIterator[None]:
     """Renew a claim until the block ends, and end the block when that fails for longer than the claim holds.
 
+    :param renew: makes the claim hold for ``seconds`` from now; False when it is somebody else's.
     :param stopping: ends the block, too.
     :raises ClaimLost: the block was ended; the claim may be somebody else's.
     """
     try:
         async with asyncio.timeout(seconds) as bound:
-            keeper = asyncio.create_task(_keep(pool, claim, seconds, stopping, bound))
+            keeper = asyncio.create_task(_keep(renew, seconds, stopping, bound))
             try:
                 yield
             finally:
@@ -39,7 +42,7 @@ async def kept(
 
 
 async def _keep(
-    pool: asyncpg.Pool, claim: Claim, seconds: float, stopping: asyncio.Event, bound: asyncio.Timeout
+    renew: Callable[[], Awaitable[bool]], seconds: float, stopping: asyncio.Event, bound: asyncio.Timeout
 ) -> None:
     clock = asyncio.get_running_loop().time
     while True:
@@ -47,7 +50,7 @@ async def _keep(
             await asyncio.wait_for(stopping.wait(), seconds / 3)
         asked = clock()
         try:
-            held = not stopping.is_set() and await ledger.renew(pool, claim, seconds)
+            held = not stopping.is_set() and await renew()
         except (*db.TRANSIENT, TimeoutError):
             # The block goes on for as long as the claim surely holds.
             continue
