@@ -490,6 +490,12 @@ def report_json(report: result_pb2.Report) -> Json:
         },
         "primary_rule": report.primary_rule,
         "metrics": _metrics_json(report.metrics),
+        "pass_at_k": {
+            rule: {
+                str(point.k): {"mean": point.mean, "n": point.n} for point in report.pass_at_k[rule].points
+            }
+            for rule in sorted(report.pass_at_k)
+        },
         "slices": {field: _slices_json(report.slices[field].values) for field in sorted(report.slices)},
         "outcomes": outcomes_json(report.outcomes),
         "latency_ms": {

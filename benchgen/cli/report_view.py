@@ -53,6 +53,9 @@ def _scores(report: result_pb2.Report) -> Iterator[tuple[str, RenderableType]]:
     yield "accuracy", accuracy
     if primary.ci95:
         yield "", interval_bar(primary)
+    points = report.pass_at_k[report.primary_rule].points if report.primary_rule in report.pass_at_k else []
+    if points:
+        yield "pass@k", Text(" · ".join(f"{point.k}: {text.score(point.mean)}" for point in points))
     coverage = report.coverage
     complete = coverage.scored == coverage.planned
     share = coverage.scored / coverage.planned if coverage.planned else 0.0

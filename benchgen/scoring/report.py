@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field
 
 from benchgen.scoring.cost import usd
-from benchgen.scoring.statistics import ClusterSums, Interval, MeanEstimate, Method, QuestionSums, estimate
+from benchgen.scoring.statistics import (
+    ClusterSums,
+    Interval,
+    MeanEstimate,
+    Method,
+    QuestionSums,
+    estimate,
+    pass_at_k,
+)
 
 # ------------------------------------------------------------------------------------------------- inputs
 
@@ -40,6 +48,16 @@ class SliceInputs:
     field: str
     value: str
     questions: QuestionSums
+
+
+@dataclass(frozen=True, slots=True)
+class TallyInputs:
+    """How many questions have so many scored trials, so many of them passed."""
+
+    rule: str
+    trials: int
+    passed: int
+    questions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,7 @@ class ReportInputs:
     latency: LatencyInputs | None = None
     seconds: float | None = None  # from the start of the run to its end, or until now
     slices: Sequence[SliceInputs] = ()
+    tallies: Sequence[TallyInputs] = ()  # of runs with several trials
 
 
 # ------------------------------------------------------------------------------------------------- report
@@ -122,6 +141,14 @@ class SliceMetric(_Model):
     ci95: tuple[float, float] | None = Field(description="95 % confidence interval of the mean, or null.")
 
 
+class PassAtK(_Model):
+    """The chance that at least one of k answers to a question passes, unbiased (Chen et al. 2021)."""
+
+    k: int = Field(ge=1, description="How many answers.")
+    mean: float = Field(description="Mean over questions.")
+    n: int = Field(description="Questions with at least k scored trials; the others are in no mean.")
+
+
 class Latency(_Model):
     """Latency of trials in milliseconds."""
 
@@ -161,6 +188,7 @@ class Report(_Model):
     cost_known_cases: int = Field(description="Cases whose cost is known.")
     seconds: float | None = Field(description="Wall time of the run; null when it has not started.")
     slices: dict[str, dict[str, SliceMetric]] = Field(description="Primary rule by field and value.")
+    pass_at_k: dict[str, list[PassAtK]] = Field(description="By rule; empty for runs with one trial a case.")
 
 
 def build_report(inputs: ReportInputs) -> Report:
@@ -184,6 +212,7 @@ def build_report(inputs: ReportInputs) -> Report:
         cost_known_cases=inputs.usage.cost_known_cases,
         seconds=inputs.seconds,
         slices=slices,
+        pass_at_k=_pass_at_k(inputs.tallies),
     )
 
 
@@ -205,6 +234,26 @@ def _metric(rule: RuleInputs, planned: int) -> Metric:
         method=found.method,
         primary=rule.primary,
     )
+
+
+def _pass_at_k(tallies: Sequence[TallyInputs]) -> dict[str, list[PassAtK]]:
+    """For k = 1, 2, 4 and so on, and for all trials of the run."""
+    by_rule: dict[str, list[TallyInputs]] = {}
+    for tally in tallies:
+        by_rule.setdefault(tally.rule, []).append(tally)
+    found: dict[str, list[PassAtK]] = {}
+    for rule, own in by_rule.items():
+        most = max(tally.trials for tally in own)
+        powers = [1 << exponent for exponent in range(most.bit_length())]
+        found[rule] = [_at_k(own, k) for k in sorted({*powers, most})]
+    return found
+
+
+def _at_k(tallies: Sequence[TallyInputs], k: int) -> PassAtK:
+    counted = [tally for tally in tallies if tally.trials >= k]
+    n = sum(tally.questions for tally in counted)
+    total = sum(tally.questions * pass_at_k(tally.trials, tally.passed, k) for tally in counted)
+    return PassAtK(k=k, mean=total / n, n=n)
 
 
 def _slice_metric(part: SliceInputs) -> SliceMetric:

@@ -227,6 +227,14 @@ SELECT rule, count(*) AS n, sum(mean ORDER BY position) AS total,
        sum(failed) AS failed
 FROM questions GROUP BY rule ORDER BY rule;
 
+-- name: tallies
+-- How many questions have so many scored trials, so many of them passed: what pass@k is made from.
+SELECT rule, trials, passed, count(*) AS questions FROM (
+    SELECT rule, position, count(*) AS trials, count(*) FILTER (WHERE passed) AS passed
+    FROM scores WHERE run_id = $1 AND scoring = $2 AND trial >= 0 AND value IS NOT NULL
+    GROUP BY rule, position
+) q GROUP BY rule, trials, passed ORDER BY rule, trials, passed;
+
 -- name: rule_errors
 SELECT rule, count(*) AS n FROM scores
 WHERE run_id = $1 AND scoring = $2 AND error IS NOT NULL

@@ -16,6 +16,7 @@ from benchgen.scoring.report import (
     ReportInputs,
     RuleInputs,
     SliceInputs,
+    TallyInputs,
     UsageInputs,
     build_report,
 )
@@ -111,6 +112,7 @@ async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Stand
         latency=LatencyInputs(latency["mean"], latency["p50"], latency["p95"]) if latency["n"] else None,
         seconds=standing.seconds,
         slices=[SliceInputs(row["field"], row["value"], _questions(row)) for row in slices],
+        tallies=await _tallies(connection, spec),
     )
 
 
@@ -134,6 +136,14 @@ async def _scored_by_all(connection: Connection, spec: run_pb2.RunSpec, rules: S
     # Every rule has said something of a trial that was judged: all but those with an error are scored by all.
     with_errors: int = await connection.fetchval(SQL["trials_with_errors"], spec.run, FIRST_SCORING)
     return rules[0].scored + rules[0].errors - with_errors
+
+
+async def _tallies(connection: Connection, spec: run_pb2.RunSpec) -> list[TallyInputs]:
+    if spec.trials == 1:
+        return []
+    names = [rule.name for rule in rules_of(spec.scoring_json)]
+    rows = await connection.fetch(SQL["tallies"], spec.run, FIRST_SCORING)
+    return [TallyInputs(names[row["rule"]], row["trials"], row["passed"], row["questions"]) for row in rows]
 
 
 async def _rules(connection: Connection, spec: run_pb2.RunSpec) -> list[RuleInputs]:

@@ -118,6 +118,8 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
                 await store.spec_of(connection, request.run)
                 raise FailedPrecondition(f"run {request.run} has no report yet: it has not ended")
         fields = orjson.loads(document)
+        points = fields.pop("pass_at_k", {})
+        fields["pass_at_k"] = {name: {"points": values} for name, values in points.items()}
         fields["slices"] = {name: {"values": values} for name, values in fields["slices"].items()}
         return json_format.ParseDict(fields, result_pb2.Report())
 

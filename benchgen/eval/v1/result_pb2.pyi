@@ -2073,6 +2073,27 @@ class Report(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PassAtKEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___PassAtK: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___PassAtK | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RUN_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
@@ -2095,6 +2116,7 @@ class Report(_message.Message):
     CACHE_HITS_FIELD_NUMBER: _builtins.int
     SAVED_TOKENS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    PASS_AT_K_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     number: _builtins.int
@@ -2157,6 +2179,10 @@ class Report(_message.Message):
     def budget(self) -> _run_pb2.Budget:
         """What the run was allowed to spend and did; not set without a budget."""
 
+    @_builtins.property
+    def pass_at_k(self) -> _containers.MessageMap[_builtins.str, Global___PassAtK]:
+        """By rule, for runs that ask each case several times: the chance that at least one of k answers passes."""
+
     def __init__(
         self,
         *,
@@ -2182,14 +2208,67 @@ class Report(_message.Message):
         cache_hits: _builtins.int = ...,
         saved_tokens: Global___Tokens | None = ...,
         budget: _run_pb2.Budget | None = ...,
+        pass_at_k: _abc.Mapping[_builtins.str, Global___PassAtK] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cost_usd", b"cost_usd", "coverage", b"coverage", "latency_ms", b"latency_ms", "saved_tokens", b"saved_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "pass_at_k", b"pass_at_k", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class PassAtK(_message.Message):
+    """The chance that at least one of k answers to a question passes, for some k."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Point(_message.Message):
+        """One k."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        K_FIELD_NUMBER: _builtins.int
+        MEAN_FIELD_NUMBER: _builtins.int
+        N_FIELD_NUMBER: _builtins.int
+        k: _builtins.int
+        """How many answers, from 1."""
+        mean: _builtins.float
+        """The mean over questions of the unbiased estimate, 0 to 1."""
+        n: _builtins.int
+        """How many questions have at least k scored trials; the others are in no mean."""
+        def __init__(
+            self,
+            *,
+            k: _builtins.int = ...,
+            mean: _builtins.float = ...,
+            n: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["k", b"k", "mean", b"mean", "n", b"n"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___PassAtK.Point]:
+        """By k, ascending: 1, 2, 4 and so on, and all trials of the run."""
+
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___PassAtK.Point] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PassAtK: _TypeAlias = PassAtK  # noqa: Y015
 
 @_typing.final
 class Coverage(_message.Message):

@@ -480,6 +480,13 @@ class Cost(Shape):
     per_case: float
 
 
+class PassAtK(Shape):
+    """The unbiased estimate over questions that have at least k scored trials."""
+
+    mean: float
+    n: int
+
+
 class Report(Shape):
     """A run's report."""
 
@@ -495,6 +502,12 @@ class Report(Shape):
     primary_rule: str
     metrics: dict[str, Metric]
     slices: Annotated[dict[str, dict[str, SliceMetric]], Field(description="By field and value.")]
+    pass_at_k: Annotated[
+        dict[str, dict[str, PassAtK]],
+        Field(
+            description="By rule and k, for runs with several trials: the chance that one of k answers passes."
+        ),
+    ]
     outcomes: dict[str, int]
     latency_ms: Latency | None
     tokens: Tokens | None

@@ -174,6 +174,19 @@ async def test_a_report_waits_for_the_scores_that_are_pending(
     assert [score.rule for score in (await scorer.list(spec.run)).results[0].scores] == ["correct", "same"]
 
 
+async def test_several_trials_give_pass_at_k(scorer: Scorer, coded: Environment, loops: Any) -> None:
+    spec = coded.spec(cases=2, trials=3)
+    one = loops()
+    right_once = [answer(0, None if trial == 0 else "1", trial) for trial in range(3)]
+    always_right = [answer(1, None, trial) for trial in range(3)]
+    await scorer.record(claims_of(spec), *right_once, *always_right)
+    await one.scorer.step()
+    assert await scorer.seal(spec) == REPORTED
+    report = await scorer.report(spec.run)
+    points = {point.k: (round(point.mean, 6), point.n) for point in report.pass_at_k["correct"].points}
+    assert points == {1: (0.666667, 2), 2: (0.833333, 2), 3: (1.0, 2)}
+
+
 async def test_two_scorers_share_the_work_and_nothing_is_judged_twice(
     scorer: Scorer, coded: Environment, loops: Any
 ) -> None:

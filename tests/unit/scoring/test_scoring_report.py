@@ -16,6 +16,7 @@ from benchgen.scoring.report import (
     ReportInputs,
     RuleInputs,
     SliceInputs,
+    TallyInputs,
     UsageInputs,
     build_report,
 )
@@ -189,3 +190,14 @@ def test_the_smallest_price_is_a_whole_number() -> None:
 def test_what_is_no_price(price: str) -> None:
     with pytest.raises(ValueError, match="per million"):
         Prices.per_million(price, "1")
+
+
+def test_pass_at_k_is_over_questions_that_have_k_trials() -> None:
+    """Ten trials, three passed: the vectors of the literature; another question has two trials only."""
+    tallies = [TallyInputs("r", 10, 3, 1), TallyInputs("r", 2, 2, 1)]
+    found = {
+        point.k: (round(point.mean, 6), point.n)
+        for point in build_report(dataclasses.replace(INPUTS, tallies=tallies)).pass_at_k["r"]
+    }
+    assert found == {1: (0.65, 2), 2: (0.766667, 2), 4: (0.833333, 1), 8: (1.0, 1), 10: (1.0, 1)}
+    assert build_report(INPUTS).pass_at_k == {}
