@@ -12,11 +12,12 @@ from benchgen.errors import AlreadyExists, InvalidInput
 
 
 class Starter(NamedTuple):
-    """One starting point: a line about it, its ``environment.yaml``, and the rows of ``data/test.jsonl``."""
+    """One starting point: a line about it, its ``environment.yaml``, the rows of ``data/test.jsonl``, more files."""
 
     about: str
     manifest: str
     rows: tuple[dict[str, Any], ...]
+    files: tuple[tuple[str, str], ...] = ()
 
 
 _HEAD = """\
@@ -186,6 +187,69 @@ _INSTRUCT_ROWS = (
 )
 
 
+_AGENT = (
+    _HEAD
+    + """\
+title: An agent that checks its answer
+description: One line for the card.
+category: agentic
+license: CC0-1.0
+dataset:
+  file: data/test.jsonl
+  id: id
+  target: answer
+harness:
+  type: program               # a program of this folder, in a sandbox: docs/programs.md
+  files: agent                # what it sees, at /app/program
+  command: [python3, agent.py]
+  fields: [question]          # what it sees of a row
+  calls: 10                   # model calls that one case may take
+  generation: {{temperature: 0, max_tokens: 512}}
+oracle: answer
+scoring:
+  - name: correct
+    type: numeric
+"""
+)
+_AGENT_ROWS = (
+    ("boxes", "Each of 4 boxes holds 6 eggs. 5 eggs break. How many are whole?", "19"),
+    ("train", "A train leaves at 9:40 and arrives at 11:05. How many minutes does it take?", "85"),
+    ("price", "A 60 euro coat is 15 percent off. What does it cost in euros?", "51"),
+)
+_AGENT_PROGRAM = '''\
+"""Answers a question, and asks the model to check the answer. Standard library only."""
+
+import json
+import os
+import sys
+import urllib.request
+
+
+def ask(model, messages):
+    body = json.dumps({"messages": messages}).encode()
+    headers = {"Authorization": "Bearer " + model["api_key"], "Content-Type": "application/json"}
+    request = urllib.request.Request(model["base_url"] + "/chat/completions", body, headers)
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)["choices"][0]["message"]["content"] or ""
+
+
+def solve(model, question):
+    messages = [{"role": "user", "content": question + " Work step by step. End with the number alone."}]
+    messages.append({"role": "assistant", "content": ask(model, messages)})
+    messages.append({"role": "user", "content": "Check this. End with the right number alone."})
+    return ask(model, messages)
+
+
+# One line of JSON for each case comes in, and one line with its answer goes to this file.
+with open(os.environ["BENCHGEN_RESULTS"], "a") as results:
+    for line in sys.stdin:
+        case = json.loads(line)
+        answer = solve(case["model"], case["fields"]["question"])
+        said = {"case_id": case["case_id"], "trial": case["trial"], "response": answer}
+        print(json.dumps(said), file=results, flush=True)
+'''
+
+
 def _rows(names: str, values: tuple[tuple[Any, ...], ...]) -> tuple[dict[str, Any], ...]:
     return tuple(dict(zip(names.split(), row, strict=True)) for row in values)
 
@@ -206,6 +270,12 @@ STARTERS: dict[str, Starter] = {
         _INSTRUCT,
         _rows("id instruction pattern example keyword kind", _INSTRUCT_ROWS),
     ),
+    "agent": Starter(
+        "a program that calls the model several times",
+        _AGENT,
+        _rows("id question answer", _AGENT_ROWS),
+        (("agent/agent.py", _AGENT_PROGRAM),),
+    ),
 }
 
 
@@ -221,6 +291,7 @@ def write_starter(folder: Path, name: str, template: str = "math") -> list[Path]
     contents = {
         folder / MANIFEST_FILE: starter.manifest.format(name=name).encode(),
         folder / "data" / "test.jsonl": b"".join(orjson.dumps(row) + b"\n" for row in starter.rows),
+        **{folder / path: content.encode() for path, content in starter.files},
     }
     for path in contents:
         if path.exists():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _MANIFEST = "environment.yaml"
 _COMPETITION = "competition.yaml"
 _NEW_SOURCE = click.Path(exists=True, path_type=Path)
-_TEMPLATES = ("math", "choice", "instruct")
+_TEMPLATES = ("math", "choice", "instruct", "agent")
 
 
 @click.group(invoke_without_command=True)
@@ -51,7 +51,7 @@ def env(context: click.Context) -> None:
     type=click.Choice(_TEMPLATES),
     default="math",
     show_default=True,
-    help="What to start from: a number as answer, multiple choice, or instructions that a pattern checks.",
+    help="What to start from: a number as answer, multiple choice, instructions that a pattern checks, or an agent.",
 )
 def init(*, folder: Path, name: str | None, template: str) -> None:
     """Write a small working environment to start from.

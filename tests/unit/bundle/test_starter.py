@@ -37,7 +37,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(AlreadyExists):
         write_starter(tmp_path, "two")
     assert "name: one" in (tmp_path / "environment.yaml").read_text()
-    with pytest.raises(InvalidInput, match="math, choice, instruct"):
+    with pytest.raises(InvalidInput, match="math, choice, instruct, agent"):
         write_starter(tmp_path / "x", "two", "nope")
 
 
