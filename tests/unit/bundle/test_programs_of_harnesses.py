@@ -97,6 +97,22 @@ def test_the_whole_bundle_is_all_but_data_and_judges(tmp_path: Path) -> None:
     assert row["fields"] == {}
 
 
+def test_what_judges_is_no_part_of_what_is_judged(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "env", HARNESS | {"files": "."}, **{"judge/score.py": "print()"})
+    path = folder / "environment.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    manifest["scoring"] = [
+        {"name": "correct", "type": "program", "files": "judge", "command": ["python3", "score.py"]}
+    ]
+    path.write_text(yaml.safe_dump(manifest))
+    _, _, names = made(folder, tmp_path)
+    assert names == ["README.md", "agent/agent.py", "agent/lib/tools.py"]
+    manifest["harness"]["files"] = "judge"
+    path.write_text(yaml.safe_dump(manifest))
+    with pytest.raises(BundleInvalid, match="shares nothing with data and judges"):
+        validate(load_folder(folder))
+
+
 def test_fields_are_part_of_what_is_asked(tmp_path: Path) -> None:
     _, plain, _ = made(bundle(tmp_path / "a", HARNESS), tmp_path / "1")
     _, more, _ = made(bundle(tmp_path / "b", HARNESS | {"fields": ["question", "id"]}), tmp_path / "2")
