@@ -51,7 +51,13 @@ def category_name(category: environment_pb2.Category.ValueType) -> str | None:
 
 def subject_name(spec: run_pb2.RunSpec) -> str:
     """Who answers in a run: the model's name, or the label of the predictions."""
-    return spec.subject.predictions.label if spec.subject.HasField("predictions") else spec.subject.model.name
+    match spec.subject.WhichOneof("kind"):
+        case "predictions":
+            return spec.subject.predictions.label
+        case "submission":
+            return spec.subject.submission.label or spec.subject.submission.digest[:12]
+        case _:
+            return spec.subject.model.name
 
 
 def cost_usd(progress: run_pb2.RunProgress) -> float | None:
@@ -108,6 +114,7 @@ def version_json(version: environment_pb2.EnvironmentVersion) -> Json:
         "yanked": version.yanked,
         "created_at": _time(version.create_time, version.HasField("create_time")),
         "manifest_yaml": version.manifest_yaml or None,
+        "competition": json.loads(version.competition_json) if version.competition_json else None,
     }
 
 
@@ -147,6 +154,15 @@ def _verification_json(verification: environment_pb2.Verification) -> Json:
         "oracle_mean": _optional(verification, "oracle_mean"),
         "empty_mean": _optional(verification, "empty_mean"),
         "message": verification.message or None,
+        "solutions": [
+            {
+                "solution": one.solution,
+                "case_id": one.case_id,
+                "scores": dict(one.scores),
+                "error": one.error or None,
+            }
+            for one in verification.solutions
+        ],
     }
 
 
@@ -233,7 +249,11 @@ def run_json(run: run_pb2.Run) -> Json:
         "trials": spec.trials,
         "planned": spec.planned,
         "seed": spec.seed,
-        "selection": {"limit": spec.selection.limit or None, "sample": spec.selection.sample or None},
+        "selection": {
+            "limit": spec.selection.limit or None,
+            "sample": spec.selection.sample or None,
+            "phase": spec.selection.phase or None,
+        },
         "generation": generation_json(spec.generation),
         "primary_rule": spec.primary_rule,
         "priority": run.priority,
@@ -516,7 +536,53 @@ def report_json(report: result_pb2.Report) -> Json:
         "saved_tokens": _tokens(
             _optional(report.saved_tokens, "input"), _optional(report.saved_tokens, "output")
         ),
+        "totals_only": report.totals_only,
         "seconds": report.seconds,
+    }
+
+
+def task_json(task: result_pb2.Task) -> Json:
+    """How a task of a competition went."""
+    return {
+        "run": task.run,
+        "case_id": task.case_id,
+        "trial": task.trial,
+        "error": task.error or None,
+        "has_details": task.has_details,
+        "cases": task.cases,
+        "predictions": {"digest": task.predictions.digest, "bytes": task.predictions.size_bytes}
+        if task.HasField("predictions")
+        else None,
+        "programs": [
+            {
+                "step": program.step,
+                "name": program.name,
+                "ended": program.ended,
+                "exit_code": _optional(program, "exit_code"),
+                "seconds": program.seconds,
+                "stdout": program.stdout,
+                "stderr": program.stderr,
+                "cut": program.cut,
+            }
+            for program in task.programs
+        ],
+    }
+
+
+def leaderboard_json(board: result_pb2.Leaderboard) -> Json:
+    """The runs of a phase of a competition, the best first."""
+    return {
+        "columns": list(board.columns),
+        "entries": [
+            {
+                "place": entry.place,
+                "run": entry.run,
+                "model": entry.label,
+                "scores": {column: entry.scores.get(column) for column in board.columns},
+                "reported_at": _time(entry.report_time, entry.HasField("report_time")),
+            }
+            for entry in board.entries
+        ],
     }
 
 

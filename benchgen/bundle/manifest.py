@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -11,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from benchgen.bundle.programs import WHOLE_BUNDLE
 from benchgen.scoring.spec import RuleSpec, RuleSpecs
 
+MAX_NAME = 100
+MAX_VERSION = 64
 _PLAIN_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _NAME = re.compile(rf"(?:{_PLAIN_NAME}/)?{_PLAIN_NAME}")
 # https://semver.org, "Is there a suggested regular expression"
@@ -22,7 +25,7 @@ _SEMVER = re.compile(
 
 # Types of the design that this version of BenchGen does not run yet.
 UNSUPPORTED_HARNESSES = frozenset({"tools"})
-UNSUPPORTED_RULES = frozenset({"instructions", "tool_calls", "judge"})
+UNSUPPORTED_RULES = frozenset({"instructions", "tool_calls", "judge", "column"})
 
 
 def _checked_name(name: str) -> str:
@@ -35,6 +38,28 @@ def _checked_version(version: str) -> str:
     if not _SEMVER.fullmatch(version):
         raise ValueError("expected a semantic version such as 1.0.0")
     return version
+
+
+def name_problem(name: str) -> str | None:
+    """Why a text cannot be the name of an environment, or None where it can."""
+    if len(name) > MAX_NAME:
+        return f"expected at most {MAX_NAME} characters, found {len(name)}"
+    return _problem_of(_checked_name, name)
+
+
+def version_problem(version: str) -> str | None:
+    """Why a text cannot be a version, or None where it can."""
+    if len(version) > MAX_VERSION:
+        return f"expected at most {MAX_VERSION} characters, found {len(version)}"
+    return _problem_of(_checked_version, version)
+
+
+def _problem_of(check: Callable[[str], str], text: str) -> str | None:
+    try:
+        check(text)
+    except ValueError as error:
+        return f"{error}, found {text!r}"
+    return None
 
 
 def checked_path(path: str) -> str:
@@ -53,8 +78,8 @@ def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 # A list of YAML becomes a tuple; what it holds is still checked strictly.
 _FROM_LIST = Field(strict=False)
 
-EnvironmentName = Annotated[str, Field(max_length=100), AfterValidator(_checked_name)]
-Version = Annotated[str, Field(max_length=64), AfterValidator(_checked_version)]
+EnvironmentName = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_checked_name)]
+Version = Annotated[str, Field(max_length=MAX_VERSION), AfterValidator(_checked_version)]
 BundlePath = Annotated[str, Field(min_length=1, max_length=512), AfterValidator(checked_path)]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 StopText = Annotated[str, Field(min_length=1)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from benchgen.cli import text
+from benchgen.cli import competitions, text
 from benchgen.cli.connection import Target
 from benchgen.cli.exits import Exit, Stop
 from benchgen.cli.options import help_alone, json_option, pass_target, server_options
@@ -84,7 +84,6 @@ def validate(*, source: Path, as_json: bool) -> None:
     """
     from benchgen import bundle
     from benchgen.bundle import competition
-    from benchgen.cli import competitions
 
     with tempfile.TemporaryDirectory(prefix="benchgen-") as scratch:
         try:
@@ -166,10 +165,16 @@ def pack(*, folder: Path, output: Path | None, as_json: bool) -> None:
 
 @env.command()
 @click.argument("source", type=_NEW_SOURCE)
+@click.option("--name", default="", help="For competition.yaml: the name; made of its title when not given.")
+@click.option(
+    "--version",
+    default="",
+    help="For competition.yaml: the version; 1.0.0, and a minor version more each time, when not given.",
+)
 @json_option
 @server_options
 @pass_target
-def push(target: Target, *, source: Path, as_json: bool) -> None:
+def push(target: Target, *, source: Path, name: str, version: str, as_json: bool) -> None:
     """Publish a folder or zip as a version that can be run.
 
     The server checks everything, renders the prompts and scores the reference solutions and the empty answer.
@@ -179,20 +184,25 @@ def push(target: Target, *, source: Path, as_json: bool) -> None:
     Examples:
       benchgen env push my-task
       benchgen env push my-task-1.0.0.zip --json
+      benchgen env push competition.zip --name letters --version 2.0.0
     """
     from benchgen import schemas
 
     require_manifest(source)
     with target.connect(start=True) as client:
-        publication = publish(client, source)
+        publication = publish(client, source, name=name, version=version)
     if as_json:
         print_json(schemas.publication_json(publication))
     else:
         click.echo(_published(publication))
+        for one in publication.verification.solutions:
+            note(f"solution {one.solution} on {one.case_id}: {competitions.said_of(one)}")
         note(f"run it: benchgen run {publication.environment_version} --model NAME")
 
 
-def publish(client: Client, source: Path) -> environment_pb2.Publication:
+def publish(
+    client: Client, source: Path, *, name: str = "", version: str = ""
+) -> environment_pb2.Publication:
     """Push a folder or zip, saying on stderr how far it is."""
     from benchgen.eval.v1 import environment_pb2
 
@@ -207,7 +217,7 @@ def publish(client: Client, source: Path) -> environment_pb2.Publication:
         if step := steps.get(publication.state):
             note(f"{step}…")
 
-    return client.push(source, tell)
+    return client.push(source, tell, name=name, version=version)
 
 
 def require_manifest(source: Path) -> None:
@@ -232,6 +242,10 @@ def _published(publication: environment_pb2.Publication) -> str:
 def _verified(verification: environment_pb2.Verification) -> str:
     from benchgen.eval.v1 import environment_pb2
 
+    if not verification.HasField("empty_mean"):
+        if verification.state == environment_pb2.Verification.STATE_VERIFIED:
+            return f"verified: its solutions have scores ({text.counted(verification.cases, 'task')})"
+        return f"not verified: {verification.message}"
     figures = f"the empty answer scores {text.score(verification.empty_mean)}"
     if verification.HasField("oracle_mean"):
         oracle = text.score(verification.oracle_mean)
@@ -309,8 +323,38 @@ def show(target: Target, *, ref: str, as_json: bool) -> None:
         ("published", text.age(version.create_time) if version.HasField("create_time") else ""),
         ("versions", ", ".join(versions)),
     ]
+    if document["competition"] is not None:
+        rows[-1:-1] = competitions.rows_of(document["competition"], version.verification)
     emit(fields(rows))
     note(f"run it: benchgen run {version.name} --model NAME")
+
+
+@env.command()
+@click.argument("ref", metavar="NAME[@VERSION]")
+@click.option("--phase", default="0", help="The phase, by its name or its place from 0.")
+@json_option
+@server_options
+@pass_target
+def leaderboard(target: Target, *, ref: str, phase: str, as_json: bool) -> None:
+    """Rank the runs of a competition as its bundle says.
+
+    Missing scores are last. Runs with made-up answers are left out.
+
+    \b
+    Examples:
+      benchgen env leaderboard letters
+      benchgen env leaderboard letters --phase Final --json
+    """
+    from benchgen import schemas
+
+    with target.connect() as client:
+        version = client.get_version(ref)
+        place = competitions.phase_of(version, phase)
+        board = client.leaderboard(version.digest, place)
+    if as_json:
+        print_json(schemas.leaderboard_json(board))
+    else:
+        competitions.show_leaderboard(board)
 
 
 @env.command()

@@ -137,7 +137,7 @@ def figures_of(run: run_pb2.Run, pace: Pace) -> list[str]:
     per_second = pace.per_second()
     if per_second:
         figures.append(text.rate(per_second))
-    if progress.scored:
+    if progress.scored and not run.spec.competition_json:
         figures.append(f"accuracy {text.score(progress.passed / progress.scored)}")
     figures.append(text.counted(progress.faults, "fault"))
     if progress.cache_hits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from benchgen import schemas
-from benchgen.cli import text
+from benchgen.cli import competitions, text
 from benchgen.cli.budget import used_of
 from benchgen.cli.output import emit, fields, table
 
@@ -29,7 +29,7 @@ def show_report(run: run_pb2.Run, report: result_pb2.Report) -> None:
     title = Text.assemble((report.run, "bold"), " · ", (report.state, style))
     emit(Panel(_summary(run, report), title=title, title_align="left", border_style="dim", expand=False))
     for field in sorted(report.slices):
-        emit(_slices(field, report.slices[field].values))
+        emit(_slices(field, report.slices[field].values, run, report))
     for hint in _hints(report):
         emit(Text(hint, style="dim"))
 
@@ -40,7 +40,8 @@ def _summary(run: run_pb2.Run, report: result_pb2.Report) -> RenderableType:
     if report.simulated:
         parts.append(Text("simulated answers: not a measurement of any model", style="yellow"))
     parts.append(Text())
-    parts.append(fields([*_scores(report), *_rest(run, report)]))
+    scores = competitions.columns_of(report) if run.spec.competition_json else _scores(report)
+    parts.append(fields([*scores, *_rest(run, report)]))
     return Group(*parts)
 
 
@@ -160,11 +161,17 @@ def _cost(run: run_pb2.Run, report: result_pb2.Report) -> str:
     return "unknown: the endpoint did not report the tokens of every call"
 
 
-def _slices(field: str, values: Mapping[str, result_pb2.Metric]) -> Table:
-    rows = table(field, "n", "accuracy", "95% interval", right=["n", "accuracy"])
+def _slices(
+    field: str, values: Mapping[str, result_pb2.Metric], run: run_pb2.Run, report: result_pb2.Report
+) -> Table:
+    name: str = "accuracy"
+    shown: Callable[[float], str] = text.score
+    if run.spec.competition_json:
+        name, shown = report.primary_rule, competitions.number
+    rows = table(field, "n", name, "95% interval", right=["n", name])
     for value in sorted(values):
         metric = values[value]
-        mean = text.score(metric.mean) if metric.HasField("mean") else "–"
+        mean = shown(metric.mean) if metric.HasField("mean") else "–"
         interval = _interval(metric) if metric.ci95 else "–"
         rows.add_row(text.clean(value), text.count(metric.n), mean, interval)
     return rows

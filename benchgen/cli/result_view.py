@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from benchgen import schemas
-from benchgen.cli import text
+from benchgen.cli import competitions, text
 from benchgen.cli.output import emit, fields
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ def show_result(spec: run_pb2.RunSpec, result: result_pb2.Result, *, full: bool)
     """
     primary = next((score for score in result.scores if score.rule == spec.primary_rule), None)
     emit(_head(spec, result, primary))
+    if spec.competition_json:
+        emit(fields([(f"  {name}", value) for name, value in competitions.rows_of_result(result)]))
+        click.echo()
+        return
     rows = [*_asked(result, full), *_answered(result, full), *_judged(spec, result), *_ran(result, full)]
     emit(fields([(f"  {name}", value) for name, value in rows]))
     click.echo()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from benchgen.cli import competitions
 from benchgen.cli.connection import Target
 from benchgen.cli.exits import Exit, Stop
 from benchgen.cli.options import json_option, pass_target, server_options
@@ -81,6 +83,14 @@ def report(target: Target, *, run: str, as_json: bool) -> None:
     is_flag=True,
     help="Show the model calls that the program of an environment made; with --json as `model_calls`.",
 )
+@click.option(
+    "--logs", is_flag=True, help="Show what the programs of a competition wrote; with --json as `task`."
+)
+@click.option(
+    "--save",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write what each task of a competition gave into this folder: predictions, detailed results, cases.",
+)
 @json_option
 @server_options
 @pass_target
@@ -93,6 +103,8 @@ def results(
     limit: int | None,
     full: bool,
     with_calls: bool,
+    logs: bool,
+    save: Path | None,
     as_json: bool,
 ) -> None:
     """Show a run case by case: question, answer, expected answer, verdict.
@@ -104,9 +116,9 @@ def results(
       benchgen results latest --failed
       benchgen results r7k2m9 --case gsm8k-mini-007 --full
       benchgen results latest --case trip-03 --calls
+      benchgen results latest --logs
       benchgen results latest --json > results.json
     """
-    from benchgen import schemas
     from benchgen.cli.result_view import show_calls, show_result
 
     if limit is None and not as_json:
@@ -118,7 +130,7 @@ def results(
         listed = client.results(found.name, which=which or "all", case_id=case_id, limit=asked)
         if as_json:
             wanted = islice(listed, limit or None)
-            print_json_list(_documents(client, wanted) if with_calls else map(schemas.result_json, wanted))
+            print_json_list(_documents(client, wanted, calls=with_calls, logs=logs))
             return
         shown = list(islice(listed, limit)) if limit else listed
         first: result_pb2.Result | None = None
@@ -127,16 +139,50 @@ def results(
             show_result(found.spec, result, full=full)
             if with_calls:
                 show_calls(client.calls(found.name, result.case_id, result.trial), full=full)
+            if logs:
+                competitions.show_task(client.task(found.name, result.case_id, result.trial))
+            if save is not None:
+                _save(client, result, save)
         if first is None:
             note(f"no {which} results" if which else "no results")
         elif limit and next(listed, None) is not None:
             note(f"the first {limit}; there are more: --limit 0 shows all")
 
 
-def _documents(client: Client, results: Iterable[result_pb2.Result]) -> Iterator[dict[str, Any]]:
-    """Results with the calls that their programs made."""
+def _documents(
+    client: Client, results: Iterable[result_pb2.Result], *, calls: bool, logs: bool
+) -> Iterator[dict[str, Any]]:
+    """Results, with the calls that their programs made and with what these wrote, where that is wanted."""
     from benchgen import schemas
 
     for result in results:
-        calls = client.calls(result.run, result.case_id, result.trial) if result.HasField("program") else ()
-        yield schemas.result_json(result) | {"model_calls": [schemas.call_json(call) for call in calls]}
+        document = schemas.result_json(result)
+        if calls:
+            made = (
+                client.calls(result.run, result.case_id, result.trial) if result.HasField("program") else ()
+            )
+            document["model_calls"] = [schemas.call_json(call) for call in made]
+        if logs:
+            document["task"] = schemas.task_json(client.task(result.run, result.case_id, result.trial))
+        yield document
+
+
+def _save(client: Client, result: result_pb2.Result, folder: Path) -> None:
+    """Write the files of a task. Its name comes from the bundle, so it makes no path."""
+    from benchgen.errors import NotFound, PermissionDenied
+    from benchgen.eval.v1 import result_pb2
+
+    files = result_pb2.DownloadTaskFileRequest
+    for name, file in (
+        ("predictions.zip", files.FILE_PREDICTIONS),
+        ("details.html", files.FILE_DETAILS),
+        ("cases.jsonl", files.FILE_CASES),
+    ):
+        try:
+            data = client.task_file(result.run, result.case_id, result.trial, file=file)
+        except (NotFound, PermissionDenied):
+            continue
+        target = folder / f"{result.position}-{result.trial}" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        note(f"wrote {target}")

@@ -48,7 +48,15 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option(
     "--predictions",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help='Score recorded answers instead: JSON lines {"case_id", "response"}.',
+    help='Score recorded answers instead: JSON lines {"case_id", "response"}; for a competition a zip.',
+)
+@click.option(
+    "--submission",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Submit a zip to a competition: a program with its metadata, or predictions.",
+)
+@click.option(
+    "--phase", default="", help="Only this phase of a competition, by its name or its place from 0."
 )
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N cases.")
 @click.option("--sample", metavar="N", type=click.IntRange(min=1), help="Only N cases, drawn with the seed.")
@@ -108,6 +116,7 @@ def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> 
       benchgen run gsm8k-mini --predictions answers.jsonl
       benchgen run gsm8k-mini --model gpt --estimate
       benchgen run gsm8k-mini --model gpt --max-cost 2.50 --max-errors 20
+      benchgen run letters --submission program.zip --phase Final
       benchgen run gsm8k-mini --model gpt --fail-under 0.8 --json > report.json
       benchgen run gsm8k-mini --model gpt --cache
 
@@ -141,9 +150,12 @@ def run(target: Target, /, *, environment: str, as_json: bool, **given: Any) -> 
 
 
 def _check(given: dict[str, Any]) -> None:
-    if (given["model"] is None) == (given["predictions"] is None):
-        found = "neither" if given["model"] is None else "both"
-        raise click.UsageError(f"expected either --model NAME or --predictions FILE, found {found}")
+    named = [f"--{name}" for name in ("model", "predictions", "submission") if given[name] is not None]
+    if len(named) != 1:
+        found = " and ".join(named) or "none of them"
+        raise click.UsageError(
+            f"expected one of --model NAME, --predictions FILE and --submission FILE, found {found}"
+        )
     if given["limit"] and given["sample"]:
         raise click.UsageError("expected either --limit or --sample, found both")
     if given["seed"] >= _SEEDS:
@@ -161,6 +173,8 @@ def _request(
             environment,
             model=given["model"],
             predictions=given["predictions"],
+            submission=given["submission"],
+            phase=given["phase"],
             limit=given["limit"] or 0,
             sample=given["sample"] or 0,
             trials=given["trials"],
@@ -230,7 +244,8 @@ def _folder(environment: str) -> Path | None:
             raise Stop(Exit.BAD_INPUT, f"there is no folder {environment}")
         return path
     # `org/name` is a name too, unless there is such a folder.
-    return path if "/" in environment and (path / "environment.yaml").is_file() else None
+    manifests = (path / "environment.yaml", path / "competition.yaml")
+    return path if "/" in environment and any(one.is_file() for one in manifests) else None
 
 
 def finish(client: Client, run: run_pb2.Run, *, as_json: bool, fail_under: float | None = None) -> None:

@@ -99,21 +99,26 @@ class Client:
         self,
         source: Path,
         on_change: Callable[[environment_pb2.Publication], None] | None = None,
+        *,
+        name: str = "",
+        version: str = "",
     ) -> environment_pb2.Publication:
         """Pack a folder (or take a zip), upload it, and wait until it is published.
 
         :param on_change: called with every new state on the way, the last included.
+        :param name: what a competition.yaml bundle is to be called; made of its title when empty.
+        :param version: which version of it this is to be; the next one when empty.
         :raises BundleInvalid: the environment was rejected; it holds all problems.
         """
         from benchgen import bundle
 
         if source.is_file():
-            publication = self.upload_bundle(source)
+            publication = self.upload_bundle(source, name=name, version=version)
         else:
             with tempfile.TemporaryDirectory(prefix="benchgen-") as folder:
                 archive = Path(folder) / "bundle.zip"
                 bundle.pack(source, archive)
-                publication = self.upload_bundle(archive)
+                publication = self.upload_bundle(archive, name=name, version=version)
         publication = self._published(publication, on_change or (lambda _: None))
         if publication.state == environment_pb2.Publication.STATE_REJECTED:
             raise bundle.BundleInvalid(
@@ -140,9 +145,13 @@ class Client:
             publication = latest
         return publication
 
-    def upload_bundle(self, archive: Path) -> environment_pb2.Publication:
+    def upload_bundle(
+        self, archive: Path, *, name: str = "", version: str = ""
+    ) -> environment_pb2.Publication:
         """Upload a zip and start its publication; follow it with :meth:`get_publication`."""
-        header = environment_pb2.UploadHeader(request_id=str(uuid.uuid4()), size_bytes=archive.stat().st_size)
+        header = environment_pb2.UploadHeader(
+            request_id=str(uuid.uuid4()), size_bytes=archive.stat().st_size, name=name, version=version
+        )
 
         def requests() -> Iterator[environment_pb2.UploadBundleRequest]:
             yield environment_pb2.UploadBundleRequest(header=header)
@@ -193,6 +202,32 @@ class Client:
                     file.write(part.chunk)
 
         self._transport.patiently(once)
+
+    def download_asset(self, ref: str, sha256: str) -> bytes:
+        """A page or picture of a competition, named by its sha256 as the version's `competition_json` has it."""
+        request = environment_pb2.DownloadAssetRequest(name=ref, sha256=sha256)
+        return b"".join(
+            part.chunk for part in self._transport.stream(self._environments.DownloadAsset, request)
+        )
+
+    def upload_submission(
+        self, file: Path, *, answers_only: bool = False, label: str | None = None
+    ) -> environment_pb2.Submission:
+        """Store a zip that is submitted to a competition; same files, same submission.
+
+        :param answers_only: it holds predictions, and nothing is run to make them.
+        :param label: what to call it; the file's name when None.
+        """
+        header = environment_pb2.SubmissionHeader(
+            label=label or file.name, answers_only=answers_only, size_bytes=file.stat().st_size
+        )
+
+        def requests() -> Iterator[environment_pb2.UploadSubmissionRequest]:
+            yield environment_pb2.UploadSubmissionRequest(header=header)
+            for chunk in _chunks(file):
+                yield environment_pb2.UploadSubmissionRequest(chunk=chunk)
+
+        return self._transport.upload(self._environments.UploadSubmission, requests)
 
     # --- models -----------------------------------------------------------------------------------
 
@@ -253,6 +288,8 @@ class Client:
         *,
         model: str | None = None,
         predictions: Path | None = None,
+        submission: Path | None = None,
+        phase: str = "",
         limit: int = 0,
         sample: int = 0,
         trials: int = 1,
@@ -262,10 +299,13 @@ class Client:
         use_cache: bool = False,
         budget: run_pb2.Budget | None = None,
     ) -> run_pb2.Run:
-        """Create a run of a model, or of recorded answers; follow it with :meth:`watch`.
+        """Create a run of a model, of recorded answers, or of a submission; follow it with :meth:`watch`.
 
         :param environment: `name@version`, `name` (the latest) or a digest.
-        :param predictions: JSON lines `{case_id, trial?, response, usage?, latency_ms?}`, instead of a model.
+        :param predictions: JSON lines `{case_id, trial?, response, usage?, latency_ms?}`, instead of a model; for a
+            competition a zip of predictions.
+        :param submission: a zip that is submitted to a competition: a program, or predictions.
+        :param phase: only this phase of a competition, by name or place; all when empty.
         :param limit: only the first so many cases; 0 for all.
         :param sample: only so many cases, drawn with ``seed``; 0 for all.
         :param generation: settings that win over the environment's and the model's.
@@ -277,6 +317,8 @@ class Client:
                 environment,
                 model=model,
                 predictions=predictions,
+                submission=submission,
+                phase=phase,
                 limit=limit,
                 sample=sample,
                 trials=trials,
@@ -294,6 +336,8 @@ class Client:
         *,
         model: str | None = None,
         predictions: Path | None = None,
+        submission: Path | None = None,
+        phase: str = "",
         limit: int = 0,
         sample: int = 0,
         trials: int = 1,
@@ -304,11 +348,11 @@ class Client:
         budget: run_pb2.Budget | None = None,
     ) -> run_pb2.CreateRunRequest:
         """The request for a run; see :meth:`run`. Recorded answers are uploaded for it."""
-        if (model is None) == (predictions is None):
-            raise InvalidInput("expected either a model or predictions")
+        if sum(given is not None for given in (model, predictions, submission)) != 1:
+            raise InvalidInput("expected one of a model, predictions and a submission")
         request = run_pb2.CreateRunRequest(
             environment=environment,
-            selection=run_pb2.Selection(limit=limit, sample=sample),
+            selection=run_pb2.Selection(limit=limit, sample=sample, phase=phase),
             trials=trials,
             seed=seed,
             generation=generation,
@@ -322,7 +366,12 @@ class Client:
             version = self.get_version(environment)
             # The version that the answers were checked against, even when a newer one appears meanwhile.
             request.environment = version.digest
-            request.predictions.CopyFrom(self.upload_predictions(predictions, version.targets_digest))
+            if version.competition_json:
+                request.submission.CopyFrom(self.upload_submission(predictions, answers_only=True))
+            else:
+                request.predictions.CopyFrom(self.upload_predictions(predictions, version.targets_digest))
+        if submission is not None:
+            request.submission.CopyFrom(self.upload_submission(submission))
         return request
 
     def create_run(self, request: run_pb2.CreateRunRequest) -> run_pb2.Run:
@@ -440,6 +489,36 @@ class Client:
         """
         request = result_pb2.ListCallsRequest(run=run, case_id=case_id, trial=trial)
         return self._transport.listed(self._results.ListCalls, request, lambda page: page.calls)
+
+    def task(self, run: str, case_id: str, trial: int = 0) -> result_pb2.Task:
+        """How a task of a competition went: the logs of every program of its two steps.
+
+        :raises NotFound: the run has no result of it.
+        """
+        request = result_pb2.GetTaskRequest(run=run, case_id=case_id, trial=trial)
+        return self._transport.call(self._results.GetTask, request)
+
+    def task_file(
+        self,
+        run: str,
+        case_id: str,
+        trial: int = 0,
+        *,
+        file: result_pb2.DownloadTaskFileRequest.File.ValueType,
+    ) -> bytes:
+        """A file that a task of a competition gave: its predictions, its detailed results, its cases."""
+        request = result_pb2.DownloadTaskFileRequest(run=run, case_id=case_id, trial=trial, file=file)
+        return b"".join(
+            part.chunk for part in self._transport.stream(self._results.DownloadTaskFile, request)
+        )
+
+    def leaderboard(self, digest: str, phase: int = 0, limit: int = 100) -> result_pb2.Leaderboard:
+        """The runs of one phase of a competition, the best first.
+
+        :param digest: of the version.
+        """
+        request = result_pb2.GetLeaderboardRequest(digest=digest, phase=phase, limit=limit)
+        return self._transport.call(self._results.GetLeaderboard, request)
 
     def report(self, run: str) -> result_pb2.Report:
         """The latest report of a run.

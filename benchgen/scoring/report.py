@@ -39,6 +39,7 @@ class RuleInputs:
     failed: int  # trials
     errors: int  # trials that the rule could not judge
     clusters: ClusterSums | None = None  # None where the environment names no cluster
+    bounded: bool = True  # whether scores are from 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,12 @@ class Metric(_Model):
     failed: int = Field(description="Trials that did not pass.")
     errors: int = Field(description="Trials that the rule could not judge; they are in no mean.")
     missing: int = Field(description="Planned trials without a score of this rule, errors included.")
-    worst: float | None = Field(description="The mean over all planned trials if every missing one scored 0.")
-    best: float | None = Field(description="The mean over all planned trials if every missing one scored 1.")
+    worst: float | None = Field(
+        description="The mean if every missing trial scored 0; null where scores have no bounds."
+    )
+    best: float | None = Field(
+        description="The mean if every missing trial scored 1; null where scores have no bounds."
+    )
     method: Method = Field(description="How the interval was made, or why there is none.")
     primary: bool = Field(description="Whether this is the figure that counts.")
 
@@ -220,6 +225,7 @@ def _metric(rule: RuleInputs, planned: int) -> Metric:
     found: MeanEstimate = estimate(rule.questions, rule.clusters)
     missing = max(0, planned - rule.scored)
     trials = rule.scored + missing
+    known = trials > 0 and (rule.bounded or not missing)
     return Metric(
         mean=found.mean,
         stderr=found.stderr,
@@ -229,8 +235,8 @@ def _metric(rule: RuleInputs, planned: int) -> Metric:
         failed=rule.failed,
         errors=rule.errors,
         missing=missing,
-        worst=rule.score_sum / trials if trials else None,
-        best=(rule.score_sum + missing) / trials if trials else None,
+        worst=rule.score_sum / trials if known else None,
+        best=(rule.score_sum + missing) / trials if known else None,
         method=found.method,
         primary=rule.primary,
     )

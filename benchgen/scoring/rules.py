@@ -25,6 +25,7 @@ from benchgen.scoring.spec import (
     F1,
     Choice,
     CodeTests,
+    ColumnRule,
     ExactMatch,
     FastSpec,
     Includes,
@@ -160,7 +161,7 @@ def compile_rules(specs: Sequence[RuleSpec]) -> list[Rule]:
     primary = next((spec.name for spec in specs if spec.primary), specs[0].name if specs else "")
     return [
         SlowRule(spec, primary=spec.name == primary)
-        if isinstance(spec, CodeTests | ProgramRule)
+        if isinstance(spec, CodeTests | ProgramRule | ColumnRule)
         else CompiledRule(spec, primary=spec.name == primary)
         for spec in specs
     ]

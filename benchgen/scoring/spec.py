@@ -28,6 +28,8 @@ from benchgen.scoring.patterns import Flag, compile_pattern
 
 MAX_RULES = 32
 """The most rules one environment may have."""
+MAX_COLUMNS = 1_000
+"""The most columns one competition may have."""
 
 
 class _Strict(BaseModel):
@@ -420,10 +422,23 @@ class ProgramRule(_Named):
     )
 
 
+class ColumnRule(_Strict):
+    """A column of a competition's leaderboard: the scoring program of the bundle gives its value.
+
+    Made when a competition.yaml bundle is published; environment.yaml has no such rule.
+    """
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=100)] = Field(
+        description="The column's key."
+    )
+    primary: bool = Field(default=False, description="Whether the column ranks first.")
+    type: Literal["column"] = "column"
+
+
 FastSpec = ExactMatch | Includes | Regex | Choice | Numeric | F1 | JsonMatch
 """Rules that judge a response in a moment, before it is stored."""
 
-SlowSpec = CodeTests | ProgramRule
+SlowSpec = CodeTests | ProgramRule | ColumnRule
 """Rules that need more: a response is stored first, and judged then."""
 
 RuleSpec = Annotated[FastSpec | SlowSpec, Field(discriminator="type")]
@@ -431,8 +446,10 @@ RuleSpec = Annotated[FastSpec | SlowSpec, Field(discriminator="type")]
 
 
 def _check_together(rules: tuple[RuleSpec, ...]) -> tuple[RuleSpec, ...]:
-    if not 1 <= len(rules) <= MAX_RULES:
-        raise ValueError(f"expected 1 to {MAX_RULES} rules, found {len(rules)}")
+    columns = bool(rules) and all(isinstance(rule, ColumnRule) for rule in rules)
+    most = MAX_COLUMNS if columns else MAX_RULES
+    if not 1 <= len(rules) <= most:
+        raise ValueError(f"expected 1 to {most} rules, found {len(rules)}")
     names = [rule.name for rule in rules]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

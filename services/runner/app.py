@@ -11,18 +11,28 @@ import structlog
 
 from benchgen.eval.v1 import lease_pb2_grpc, result_pb2_grpc
 from services.common import bus, rpc
+from services.common.competition import PackStore, Steps
 from services.common.models.client import ModelClient
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.sandbox import provider_of, watch
+from services.common.sandbox.runtimes import read_runtimes
 from services.runner.config import RunnerSettings
+from services.runner.harness.competition import CompetitionTools
 from services.runner.programs.boxes import Boxes
 from services.runner.programs.shard import ProgramTools
 from services.runner.programs.store import ProgramStore
 from services.runner.worker import Worker
 
 log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def _packs(objects: ObjectStore, settings: RunnerSettings) -> AsyncIterator[PackStore]:
+    """The programs and data of competitions."""
+    with PackStore(objects, settings.cache_dir) as packs:
+        yield packs
 
 
 @asynccontextmanager
@@ -45,8 +55,10 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
         ObjectStore(settings) as objects,
         ModelClient() as client,
         _programs(objects, settings) as programs,
+        _packs(objects, settings) as packs,
     ):
         provider = provider_of(settings)
+        boxes = Boxes(provider, settings.runner_sandboxes)
         worker = Worker(
             process,
             name,
@@ -56,7 +68,12 @@ async def serve(settings: RunnerSettings, process: Process) -> None:
             client,
             CaseReader(Bucket.INPUTS, objects, settings.cache_dir),
             objects,
-            ProgramTools(Boxes(provider, settings.runner_sandboxes), programs),
+            ProgramTools(boxes, programs),
+            CompetitionTools(
+                packs,
+                Steps(provider, read_runtimes(settings.runtimes).keys()),
+                boxes,
+            ),
             simulator_token=settings.simulator_token.get_secret_value(),
             shards=settings.runner_shards,
             calls=settings.runner_calls,

@@ -18,6 +18,7 @@ from services.common.models.types import Fault
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.runner.harness.chat import ChatHarness, Payload, Trial, broken, said
+from services.runner.harness.competition import CompetitionHarness, CompetitionTools
 from services.runner.keeper import HeldLease
 from services.runner.lanes import ShardTrials
 from services.runner.patience import until_available
@@ -56,6 +57,7 @@ class ShardWork:
         inputs: CaseReader,
         objects: ObjectStore,
         records: result_pb2_grpc.RecordServiceAsyncStub,
+        competitions: CompetitionTools | None = None,
     ) -> None:
         self._lease = lease
         self._claims = lease.claims
@@ -65,8 +67,16 @@ class ShardWork:
         self._records = records
         spec = self._claims.spec
         self._meter = lease.meter
-        subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note, self._meter)
-        self._harness = ChatHarness(subject, spec.generation, spec.seed, names_requests=spec.use_cache)
+        subject = None
+        if spec.subject.WhichOneof("kind") != "submission":
+            subject = subject_of(spec, secret, client, self._lane.limit, self._lane.calls.note, self._meter)
+        self._harness: ChatHarness | CompetitionHarness
+        if spec.competition_json:
+            assert competitions is not None
+            self._harness = CompetitionHarness(lease, subject, competitions, objects, records)
+        else:
+            assert subject is not None
+            self._harness = ChatHarness(subject, spec.generation, spec.seed, names_requests=spec.use_cache)
         self._streak = self._lane.streaks.of(self._claims.run, self._claims.epoch)
         # The trial whose call is traced, and the span that it belongs to: lanes work in contexts of their own.
         self._sampled: Trial | None = None
@@ -85,9 +95,10 @@ class ShardWork:
         def wanted() -> bool:
             return not (stopping.is_set() or self._lease.ended.is_set())
 
-        if self._claims.spec.use_cache and not self._claims.spec.harness_json:
+        harness = self._harness
+        if isinstance(harness, ChatHarness) and self._claims.spec.use_cache:
             # First, so that the stream finds held what the cache has.
-            await until_available(self._load_cached, wanted)
+            await until_available(lambda: self._load_cached(harness), wanted)
         async with recording(self._records, self._lease.signed, self._lane.stored, wanted) as (
             stream,
             carrier,
@@ -130,17 +141,16 @@ class ShardWork:
             lambda trial: self._execute(trial, stream),
             lambda: self._lease.holds,
         )
-        if self._meter is not None:
-            self._limit_spending(shard, self._meter)
+        if self._meter is not None and isinstance(self._harness, ChatHarness):
+            self._limit_spending(shard, self._meter, self._harness)
         self._lane.add(shard)
         return shard
 
-    def _limit_spending(self, shard: ShardTrials, meter: Meter) -> None:
+    def _limit_spending(self, shard: ShardTrials, meter: Meter, harness: ChatHarness) -> None:
         """Start trials only as the grant of the lease allows."""
         is_free = not self._claims.spec.subject.model.base_url
         most = {
-            id(trial): NOTHING if is_free else meter.most(self._harness.request(trial))
-            for trial in shard.waiting
+            id(trial): NOTHING if is_free else meter.most(harness.request(trial)) for trial in shard.waiting
         }
 
         def may_start() -> bool:
@@ -178,16 +188,22 @@ class ShardWork:
                 row = rows[slot - first_slot]
                 trials.append(
                     Trial(
-                        row["position"], number, row["id"], row["messages"], row["digest"], row.get("fields")
+                        row["position"],
+                        number,
+                        row["id"],
+                        row["messages"],
+                        row["digest"],
+                        row.get("fields"),
+                        row.get("task"),
                     )
                 )
         return trials
 
-    async def _load_cached(self) -> None:
+    async def _load_cached(self, harness: ChatHarness) -> None:
         """Have the scorer store what the response cache knows of this shard; its trials are held then."""
         trials = await self._trials(frozenset())
         # Prompts can be long: off the event loop.
-        digests = await asyncio.to_thread(lambda: [self._harness.request_digest(trial) for trial in trials])
+        digests = await asyncio.to_thread(lambda: [harness.request_digest(trial) for trial in trials])
         request = result_pb2.LoadCachedRequest(lease=self._lease.signed, request_digests=digests)
         try:
             answer = await self._records.LoadCached(request, timeout=_CACHE_SECONDS)

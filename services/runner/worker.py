@@ -38,6 +38,7 @@ from services.common.process import Process
 from services.common.sandbox import SandboxFailed
 from services.runner import metrics
 from services.runner.grants import read_grant, said
+from services.runner.harness.competition import CompetitionTools
 from services.runner.keeper import RPC_SECONDS, HeldLease, Keeper
 from services.runner.lanes import Lane
 from services.runner.patience import until_available
@@ -80,6 +81,7 @@ class Worker:
         inputs: CaseReader,
         objects: ObjectStore,
         tools: ProgramTools,
+        competitions: CompetitionTools,
         *,
         simulator_token: str,
         shards: int,
@@ -95,6 +97,7 @@ class Worker:
         self._inputs = inputs
         self._objects = objects
         self._tools = tools
+        self._competitions = competitions
         self._shards = shards
         self._calls = calls
         self._stop_seconds = stop_seconds
@@ -309,8 +312,9 @@ class Worker:
         try:
             secret = await self._secret(lease)
             common = (lease, secret, self._client, self._inputs, self._objects, self._records)
-            if not lease.claims.spec.harness_json:
-                return ShardWork(*common)
+            spec = lease.claims.spec
+            if spec.competition_json or not spec.harness_json:
+                return ShardWork(*common, self._competitions)
             work = ProgramShard(*common, self._tools)
             await work.ready()
         except LeaseLost:

@@ -14,16 +14,21 @@ import structlog
 from benchgen.eval.v1 import result_pb2_grpc
 from services.common import clock, db, rpc
 from services.common.clock import SharedClock
+from services.common.competition import PackStore, Steps
 from services.common.objects import Bucket, ObjectStore
 from services.common.parts import CaseReader
 from services.common.process import Process
 from services.common.sandbox import provider_of, watch
+from services.common.sandbox.runtimes import read_runtimes
 from services.common.signing import Verifier
 from services.scorer import metrics
 from services.scorer.caching import ResponseCache
 from services.scorer.calls import CallBook
+from services.scorer.competition.judging import CompetitionJudge
+from services.scorer.competition.serving import TaskReader
+from services.scorer.competition.solutions import SolutionRunner
 from services.scorer.config import ScorerSettings
-from services.scorer.judging import BoxJudge
+from services.scorer.judging import BoxJudge, ByKind
 from services.scorer.loading import Loader
 from services.scorer.pending import SlowScorer
 from services.scorer.predictions import PredictionStore
@@ -92,14 +97,27 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
             for bucket in (Bucket.INPUTS, Bucket.TARGETS, Bucket.SOLUTIONS)
         )
         # One thread: scoring is Python, so more would only contend for the interpreter.
-        with ThreadPoolExecutor(1, thread_name_prefix="scoring") as threads:
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="scoring") as threads,
+            PackStore(objects, settings.cache_dir) as packs,
+        ):
             recorder, book = Recorder(pool), CallBook(pool)
             predictions = PredictionStore(objects, targets)
             max_age = timedelta(days=settings.cache_days)
             cache = ResponseCache(pool, recorder, inputs, objects, threads, max_age)
             if process is not None:
                 process.loop("expire", cache.expire, every=settings.sweep_seconds)
-            slow = BoxJudge(provider, objects, settings.sandboxes)
+            steps = Steps(provider, read_runtimes(settings.runtimes).keys())
+            columns = CompetitionJudge(
+                pool,
+                objects,
+                targets,
+                packs,
+                provider,
+                steps,
+                sees_reference=settings.ingestion_sees_reference,
+            )
+            slow = ByKind(columns, BoxJudge(provider, objects, settings.sandboxes))
             if process is not None:
                 scorer = SlowScorer(pool, targets, objects, slow, process.stopping)
                 for _ in range(settings.sandboxes):
@@ -115,10 +133,11 @@ async def listening(settings: ScorerSettings, process: Process | None = None) ->
                 reporter=Reporter(pool),
                 remover=remover,
                 verifier=VersionVerifier(targets, solutions, threads, slow),
+                solutions=SolutionRunner(inputs, targets, solutions, packs, provider, steps, columns),
                 hub=Verifier(settings.lease_public_key),
                 scoring_threads=threads,
             )
-            results = ResultService(pool, inputs, targets, predictions, book)
+            results = ResultService(pool, inputs, targets, predictions, book, TaskReader(pool, objects))
 
             def register(server: grpc.aio.Server) -> None:
                 result_pb2_grpc.add_RecordServiceServicer_to_server(records, server)

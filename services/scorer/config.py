@@ -25,6 +25,9 @@ class ScorerSettings(ProcessSettings, RpcSettings, ObjectSettings, SandboxSettin
     postgres_connections: int = 8
     orphan_seconds: float = Field(default=86_400.0, ge=60)
     """Objects that nothing names are removed when they are older than this."""
+    ingestion_sees_reference: bool = False
+    """Whether an ingestion program that a competition runs during the scoring may see the reference data, as in the
+    original."""
     sweep_seconds: float = Field(default=3_600.0, gt=0)
     """How often they are looked for."""
     cache_days: float = Field(default=30.0, ge=0, le=36_500)

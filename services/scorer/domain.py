@@ -161,6 +161,9 @@ class Subject:
     """All of it, however long."""
     values: Mapping[str, Any]
     """What the environment says for this case and rule: ``target``, and what the rule's type names beside it."""
+    run: str = ""
+    """The run that it is of; empty while a version is verified."""
+    attempt: int = 0
 
 
 class Merge(Enum):

@@ -24,6 +24,8 @@ MAX_CALLS = 10_000
 MAX_CALL = 4 * 1024 * 1024
 #: Longer answers are not judged: a rule looks at the end of a response only.
 MAX_PAYLOAD = 64 * 1024 * 1024
+#: A zip of predictions is not judged by rules, but looked into by programs.
+MAX_PREDICTIONS = 2 * 1024**3
 
 _MAX_NAME = 200
 _MAX_TOKENS = 2**31 - 1
@@ -121,6 +123,9 @@ class Intake:
         payload = result.payload if result.HasField("payload") else None
         if payload is not None:
             check_payload(payload)
+        elif result.HasField("predictions"):
+            payload = result.predictions
+            check_payload(payload, MAX_PREDICTIONS)
         spend = self._spend(usage, result)
         return Record(
             position=result.position,
@@ -262,11 +267,11 @@ def clean(text: str) -> str:
     return text.replace("\x00", "\ufffd") if "\x00" in text else text
 
 
-def check_payload(payload: result_pb2.PayloadRef) -> None:
+def check_payload(payload: result_pb2.PayloadRef, most: int = MAX_PAYLOAD) -> None:
     """:raises InvalidInput: it refers to nothing that a runner stores."""
     _digest(payload.digest, "payload.digest")
-    if payload.size_bytes > MAX_PAYLOAD:
-        raise InvalidInput(f"payload: at most {MAX_PAYLOAD} bytes, found {payload.size_bytes}")
+    if payload.size_bytes > most:
+        raise InvalidInput(f"payload: at most {most} bytes, found {payload.size_bytes}")
 
 
 def _charge(charge: result_pb2.Charge) -> Amount:

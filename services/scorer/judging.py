@@ -7,12 +7,36 @@ from collections.abc import AsyncIterator, Sequence
 from typing import assert_never
 
 from benchgen.scoring.rules import SlowRule
-from benchgen.scoring.spec import CodeTests, ProgramRule
+from benchgen.scoring.spec import CodeTests, ColumnRule, ProgramRule
 from services.common.objects import ObjectStore
 from services.common.sandbox import Provider, SandboxFailed
 from services.scorer import code_tests, program_rule
 from services.scorer.domain import Subject
-from services.scorer.pending import CannotJudge, Scores
+from services.scorer.pending import CannotJudge, Scores, SlowJudge
+
+
+class ByKind:
+    """Judges each rule by what is made for its kind."""
+
+    def __init__(self, columns: SlowJudge, others: SlowJudge) -> None:
+        self._columns = columns
+        self._others = others
+
+    def _of(self, rule: SlowRule) -> SlowJudge:
+        return self._columns if isinstance(rule.spec, ColumnRule) else self._others
+
+    def batch(self, rule: SlowRule) -> int:
+        """As many as the rule's own judge takes."""
+        return self._of(rule).batch(rule)
+
+    async def check(self, rule: SlowRule) -> None:
+        """:raises CannotJudge: the rule's own judge cannot work."""
+        await self._of(rule).check(rule)
+
+    def judge(self, rule: SlowRule, subjects: Sequence[Subject]) -> AsyncIterator[Scores]:
+        """What the rule's own judge says."""
+        return self._of(rule).judge(rule, subjects)
+
 
 #: Each has a box of its own, so a claim takes few: others have work, too.
 _CODE_BATCH = 8
@@ -58,6 +82,8 @@ class BoxJudge:
                             self._provider, self._programs, rule.spec, subjects
                         ):
                             yield scores
+                case ColumnRule():
+                    raise CannotJudge("columns of competitions are judged by their scoring program")
                 case _:
                     assert_never(rule.spec)
         except SandboxFailed as error:

@@ -21,6 +21,7 @@ import structlog
 from benchgen.errors import BenchgenError, Unavailable
 from benchgen.eval.v1 import result_pb2, run_pb2
 from benchgen.scoring.rules import RuleScore, SlowRule, rule_error
+from benchgen.scoring.spec import ColumnRule
 from services.common import db
 from services.common.claims import ClaimLost, kept
 from services.common.objects import ObjectStore
@@ -189,17 +190,21 @@ class SlowScorer:
             key = TrialKey(row["position"], row["trial"])
             target = judge.target(key.position)
             assert target is not None
-            answer = rule.answer(await self._response(row))
+            answer = rule.answer(await self._response(rule, row))
             if isinstance(answer, RuleScore):
                 known[key] = answer
                 continue
             values, _ = target.by_rule[claim.group.rule]
-            subjects.append(Subject(key, row["case_id"], Outcome(row["outcome"]), answer, values))
+            subjects.append(
+                Subject(
+                    key, row["case_id"], Outcome(row["outcome"]), answer, values, spec.run, row["attempt"]
+                )
+            )
         return subjects, known
 
-    async def _response(self, row: asyncpg.Record) -> str:
-        """A whole answer."""
-        if row["payload_digest"] is None:
+    async def _response(self, rule: SlowRule, row: asyncpg.Record) -> str:
+        """A whole answer. That of a competition says which predictions to fetch."""
+        if row["payload_digest"] is None or isinstance(rule.spec, ColumnRule):
             return str(row["response"])
         payload = result_pb2.PayloadRef(digest=row["payload_digest"], size_bytes=row["payload_bytes"])
         return await whole_response(self._objects, payload)

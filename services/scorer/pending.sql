@@ -43,7 +43,7 @@ RETURNING position, trial, claims, faults, fault;
 
 -- name: claimed_results
 -- One by one: see list_failed.
-SELECT r.position, r.trial, r.case_id, r.outcome, r.response, r.payload_digest, r.payload_bytes
+SELECT r.position, r.trial, r.attempt, r.case_id, r.outcome, r.response, r.payload_digest, r.payload_bytes
 FROM unnest($2::int[], $3::int[]) AS k (position, trial) CROSS JOIN LATERAL (
     SELECT * FROM results WHERE run_id = $1 AND position = k.position AND trial = k.trial OFFSET 0
 ) r

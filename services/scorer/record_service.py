@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -16,14 +16,18 @@ import grpc
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import environment_pb2, lease_pb2, result_pb2, result_pb2_grpc, run_pb2
 from services.common import tracing
+from services.common.competition import ProgramLog
 from services.common.objects import ObjectStore
 from services.common.parts import CaseReader
 from services.common.signing import Verifier
 from services.scorer import calls, metrics, reporting, store, verification
 from services.scorer.caching import ResponseCache
 from services.scorer.cases import Judge, judge_of
-from services.scorer.domain import Record, ScoredRecord
-from services.scorer.intake import Intake
+from services.scorer.competition import store as competition_store
+from services.scorer.competition.solutions import SolutionRunner
+from services.scorer.competition.store import StepLog
+from services.scorer.domain import Record, ScoredRecord, TrialKey
+from services.scorer.intake import Intake, clean
 from services.scorer.leases import open_lease
 from services.scorer.loading import Loader
 from services.scorer.payloads import whole_response
@@ -34,6 +38,7 @@ from services.scorer.turns import in_turns
 _MAX_RESULTS = 256
 _MAX_RANGES = 1000
 _MAX_LEASES = 1000
+_MOST_PROGRAMS, _MOST_NAME, _MOST_LOG = 4, 40, 40_000
 #: One result may be larger: it cannot be sent in two.
 _MAX_BYTES = 1024 * 1024 + 1024
 
@@ -62,6 +67,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         reporter: reporting.Reporter,
         remover: Remover,
         verifier: verification.VersionVerifier,
+        solutions: SolutionRunner,
         hub: Verifier,
         scoring_threads: Executor,
     ) -> None:
@@ -75,6 +81,7 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
         self._reporter = reporter
         self._remover = remover
         self._verifier = verifier
+        self._solutions = solutions
         self._hub = hub
         self._threads = scoring_threads
 
@@ -144,6 +151,9 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
                     judged.join(await self._judged(intake, judge, [result], whole))
         if programs := _programs(judged.scored, results):
             await self._calls.close_trials(claims.run, programs)
+        if steps := [log for result in results for log in _steps(claims, result)]:
+            async with self._pool.acquire() as connection:
+                await competition_store.add_programs(connection, claims.run, steps)
         if judged.scored:
             with tracing.span("store", when=traced):
                 await self._recorder.store(claims.run, judged.scored)
@@ -302,6 +312,8 @@ class RecordService(result_pb2_grpc.RecordServiceServicer):
     async def VerifyVersion(  # noqa: N802
         self, request: result_pb2.VerifyVersionRequest, context: Context
     ) -> environment_pb2.Verification:
+        if request.competition_json:
+            return await self._solutions.verify(request)
         return await self._verifier.verify(request)
 
 
@@ -312,6 +324,22 @@ def _programs(
     went = {(r.position, r.trial): r.program for r in results if r.HasField("program")}
     records = (item.record for item in scored) if went else ()
     return [(record, went[record.key]) for record in records if record.key in went]
+
+
+def _steps(claims: lease_pb2.LeaseClaims, result: result_pb2.TrialResult) -> Iterator[StepLog]:
+    """How the programs of a competition's prediction went."""
+    for program in result.programs[:_MOST_PROGRAMS]:
+        log = ProgramLog(
+            clean(program.name[:_MOST_NAME]),
+            clean(program.ended[:_MOST_NAME]),
+            program.exit_code if program.HasField("exit_code") else None,
+            program.seconds,
+            clean(program.stdout[-_MOST_LOG:]),
+            clean(program.stderr[-_MOST_LOG:]),
+            program.cut,
+        )
+        key = TrialKey(result.position, result.trial)
+        yield StepLog(key, claims.attempt, competition_store.PREDICTION, log)
 
 
 def _sampled(claims: lease_pb2.LeaseClaims, held: Sequence[int]) -> int | None:

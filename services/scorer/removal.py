@@ -13,6 +13,7 @@ import structlog
 from services.common.clock import SharedClock
 from services.common.objects import Bucket, ObjectStore
 from services.scorer import calls, payloads, pending_store, predictions
+from services.scorer.competition import store as competition_store
 from services.scorer.store import SQL, Connection
 
 log = structlog.get_logger()
@@ -60,7 +61,9 @@ class Remover:
                 *(self._remove_older(payloads.payload_key(digest), ended_at) for digest in unused)
             )
         removed = len(rows)
-        removals = [SQL["remove_attempts"], SQL["remove_scores"], pending_store.SQL["remove"]]
+        await connection.execute(competition_store.SQL["remove_from_leaderboard"], run)
+        removals = [competition_store.SQL["remove_programs"], competition_store.SQL["remove_scorings"]]
+        removals += [SQL["remove_attempts"], SQL["remove_scores"], pending_store.SQL["remove"]]
         removals += [calls.SQL["remove_calls"], calls.SQL["remove_program_runs"]]
         for query in removals:
             removed += len(await connection.fetch(query, run, _ROWS))

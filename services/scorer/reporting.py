@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -20,10 +21,14 @@ from benchgen.scoring.report import (
     UsageInputs,
     build_report,
 )
+from benchgen.scoring.rules import Rule, SlowRule
+from benchgen.scoring.spec import ColumnRule
 from benchgen.scoring.statistics import ClusterSums, QuestionSums
 from services.common import tracing
 from services.scorer import metrics
 from services.scorer.cases import primary_of, rules_of, slow_places
+from services.scorer.competition import leaderboard
+from services.scorer.competition import store as competition_store
 from services.scorer.domain import Outcome
 from services.scorer.store import FIRST_SCORING, SQL, Connection, Standing
 
@@ -65,6 +70,10 @@ class Reporter:
             if budget is not None:
                 budget.used.errors = max(0, standing.totals.faults)
                 document["budget"] = MessageToDict(budget, preserving_proto_field_name=True)
+            if spec.competition_json:
+                counted = await connection.fetchval(competition_store.SQL["case_counts"], spec.run)
+                document["totals_only"] = not counted
+                await leaderboard.put(connection, spec, label_of(spec.subject))
             await connection.execute(
                 SQL["insert_report"], spec.run, standing.seal, orjson.dumps(document).decode()
             )
@@ -74,9 +83,13 @@ class Reporter:
 
 def label_of(subject: run_pb2.Subject) -> str:
     """What answered, for people."""
-    if subject.WhichOneof("kind") == "predictions":
-        return subject.predictions.label or subject.predictions.digest[:12]
-    return subject.model.name
+    match subject.WhichOneof("kind"):
+        case "predictions":
+            return subject.predictions.label or subject.predictions.digest[:12]
+        case "submission":
+            return subject.submission.label or subject.submission.digest[:12]
+        case _:
+            return subject.model.name
 
 
 async def _gather(connection: Connection, spec: run_pb2.RunSpec, standing: Standing) -> ReportInputs:
@@ -157,24 +170,22 @@ async def _rules(connection: Connection, spec: run_pb2.RunSpec) -> list[RuleInpu
         row["rule"]: row for row in await connection.fetch(SQL["cluster_statistics"], spec.run, FIRST_SCORING)
     }
     return [
-        _rule(rule.name, rule.primary, statistics.get(place), errors.get(place, 0), clusters.get(place))
+        _rule(rule, statistics.get(place), errors.get(place, 0), clusters.get(place))
         for place, rule in enumerate(rules_of(spec.scoring_json))
     ]
 
 
-def _rule(
-    name: str,
-    primary: bool,
-    row: asyncpg.Record | None,
-    errors: int,
-    clusters: asyncpg.Record | None,
-) -> RuleInputs:
+def _rule(rule: Rule, row: asyncpg.Record | None, errors: int, clusters: asyncpg.Record | None) -> RuleInputs:
+    # A column of a competition can have any value: nobody knows the worst or the best.
+    bounded = not isinstance(rule.spec, ColumnRule) if isinstance(rule, SlowRule) else True
     if row is None:
-        return RuleInputs(name, primary, QuestionSums(0, 0.0, 0.0, True), 0, 0.0, 0, 0, errors)
+        sums = QuestionSums(0, 0.0, 0.0, True)
+        return RuleInputs(rule.name, rule.primary, sums, 0, 0.0, 0, 0, errors, bounded=bounded)
     return RuleInputs(
-        name=name,
-        primary=primary,
-        questions=_questions(row),
+        name=rule.name,
+        primary=rule.primary,
+        bounded=bounded,
+        questions=_questions(row) if bounded else replace(_questions(row), binary=False),
         scored=int(row["trials"]),
         score_sum=row["score_sum"],
         passed=int(row["passed"]),

@@ -18,6 +18,7 @@ from services.common.paging import Page, next_token
 from services.common.parts import CaseReader
 from services.scorer import cache_store, calls, store
 from services.scorer.cases import primary_of, rules_of
+from services.scorer.competition.serving import TaskReader
 from services.scorer.intake import endpoint_key
 from services.scorer.loading import answers_from_solutions
 from services.scorer.predictions import PredictionStore
@@ -46,12 +47,14 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
         targets: CaseReader,
         predictions: PredictionStore,
         book: calls.CallBook,
+        tasks: TaskReader,
     ) -> None:
         self._pool = pool
         self._inputs = inputs
         self._targets = targets
         self._predictions = predictions
         self._calls = book
+        self._tasks = tasks
 
     async def ListResults(  # noqa: N802
         self, request: result_pb2.ListResultsRequest, context: Context
@@ -122,6 +125,25 @@ class ResultService(result_pb2_grpc.ResultServiceServicer):
         fields["pass_at_k"] = {name: {"points": values} for name, values in points.items()}
         fields["slices"] = {name: {"values": values} for name, values in fields["slices"].items()}
         return json_format.ParseDict(fields, result_pb2.Report())
+
+    async def GetTask(  # noqa: N802
+        self, request: result_pb2.GetTaskRequest, context: Context
+    ) -> result_pb2.Task:
+        auth.require(Scope.READ)
+        return await self._tasks.task(request)
+
+    async def DownloadTaskFile(  # noqa: N802
+        self, request: result_pb2.DownloadTaskFileRequest, context: Context
+    ) -> AsyncIterator[result_pb2.DownloadTaskFileResponse]:
+        auth.require(Scope.READ)
+        async for chunk in self._tasks.file(request):
+            yield result_pb2.DownloadTaskFileResponse(chunk=chunk)
+
+    async def GetLeaderboard(  # noqa: N802
+        self, request: result_pb2.GetLeaderboardRequest, context: Context
+    ) -> result_pb2.Leaderboard:
+        auth.require(Scope.READ)
+        return await self._tasks.leaderboard(request)
 
     async def UploadPredictions(  # noqa: N802
         self, requests: AsyncIterator[result_pb2.UploadPredictionsRequest], context: Context

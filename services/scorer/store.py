@@ -15,6 +15,7 @@ from services.common.amounts import Amount
 from services.common.queries import load_queries
 from services.scorer import cache_store, pending_store
 from services.scorer.cases import slow_places
+from services.scorer.competition import store as competition_store
 from services.scorer.domain import Merge, Outcome, Record, ScoredRecord, Totals, TrialKey, merge
 
 SQL = load_queries(Path(__file__).with_name("queries.sql"))
@@ -75,6 +76,7 @@ async def _unseal(connection: Connection, facts: RunFacts, epoch: int) -> None:
         if await connection.fetchval(SQL["unseal"], facts.run_id, epoch) is not None:
             places = slow_places(facts.scoring_json)
             if places:
+                await connection.execute(competition_store.SQL["forget_failed"], facts.run_id)
                 await pending_store.requeue(connection, facts.run_id, places)
 
 

@@ -58,17 +58,15 @@ class Nested:
         """
         tree = self.data(reference)
         for _ in range(_DEEPEST):
-            if tree is None or metadata_file(tree) is not None:
-                return tree
-            folders = {
-                path.rpartition("/")[0] for path in tree.paths if path.rpartition("/")[2] in METADATA_FILES
-            }
-            depth = min((folder.count("/") for folder in folders), default=0)
-            nearest = [folder for folder in folders if folder.count("/") == depth]
-            if len(nearest) == 1:
-                return subtree(tree, nearest[0])
-            if folders or len(tree.files) != 1 or not tree.paths[0].lower().endswith(".zip"):
-                return tree
+            if tree is None:
+                return None
+            root = program_root(tree)
+            if (
+                metadata_file(root) is not None
+                or len(tree.files) != 1
+                or not tree.paths[0].lower().endswith(".zip")
+            ):
+                return root
             tree = self._unzip(tree, tree.paths[0], f"{reference.path}/{tree.paths[0]}")
         return tree
 
@@ -100,6 +98,16 @@ METADATA_FILES = ("metadata.yaml", "metadata")
 def metadata_file(tree: BundleTree) -> str | None:
     """The metadata at the top of a tree; None where there is none."""
     return next((name for name in METADATA_FILES if name in tree), None)
+
+
+def program_root(tree: BundleTree) -> BundleTree:
+    """The folder of a program that has its metadata: the top, or else the only one that is nearest to it."""
+    if metadata_file(tree) is not None:
+        return tree
+    folders = {path.rpartition("/")[0] for path in tree.paths if path.rpartition("/")[2] in METADATA_FILES}
+    depth = min((folder.count("/") for folder in folders), default=0)
+    nearest = [folder for folder in folders if folder.count("/") == depth]
+    return subtree(tree, nearest[0]) if len(nearest) == 1 else tree
 
 
 def subtree(tree: BundleTree, folder: str) -> BundleTree:

@@ -153,6 +153,7 @@ class EnvironmentVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     MANIFEST_YAML_FIELD_NUMBER: _builtins.int
     SPLIT_FIELD_NUMBER: _builtins.int
+    COMPETITION_JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`name@version`."""
     environment: _builtins.str
@@ -193,6 +194,10 @@ class EnvironmentVersion(_message.Message):
     """The environment.yaml of the bundle, as it was uploaded; empty without the scope `answers`, like `scoring_json`."""
     split: _builtins.str
     """`train`, `validation`, `test` or what else the bundle says; rows of `test` stay out of training exports."""
+    competition_json: _builtins.str
+    """For competition.yaml bundles what people read of them as a JSON object: `title`, `description`, `pages`, `terms`,
+    `image`, `phases`, `solutions`, `leaderboard`, `fact_sheet`, `warnings`. Empty for others.
+    """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Free words."""
@@ -235,10 +240,11 @@ class EnvironmentVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         manifest_yaml: _builtins.str = ...,
         split: _builtins.str = ...,
+        competition_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "generation", b"generation", "verification", b"verification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "category", b"category", "create_time", b"create_time", "description", b"description", "digest", b"digest", "environment", b"environment", "generation", b"generation", "inputs_digest", b"inputs_digest", "license", b"license", "manifest_yaml", b"manifest_yaml", "materialiser", b"materialiser", "name", b"name", "primary_rule", b"primary_rule", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "solutions_digest", b"solutions_digest", "split", b"split", "tags", b"tags", "targets_digest", b"targets_digest", "title", b"title", "verification", b"verification", "version", b"version", "yanked", b"yanked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cases", b"cases", "category", b"category", "competition_json", b"competition_json", "create_time", b"create_time", "description", b"description", "digest", b"digest", "environment", b"environment", "generation", b"generation", "inputs_digest", b"inputs_digest", "license", b"license", "manifest_yaml", b"manifest_yaml", "materialiser", b"materialiser", "name", b"name", "primary_rule", b"primary_rule", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "solutions_digest", b"solutions_digest", "split", b"split", "tags", b"tags", "targets_digest", b"targets_digest", "title", b"title", "verification", b"verification", "version", b"version", "yanked", b"yanked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +339,7 @@ class Verification(_message.Message):
     ORACLE_MEAN_FIELD_NUMBER: _builtins.int
     EMPTY_MEAN_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    SOLUTIONS_FIELD_NUMBER: _builtins.int
     state: Global___Verification.State.ValueType
     """How the check ended."""
     cases: _builtins.int
@@ -345,6 +352,10 @@ class Verification(_message.Message):
     """Why the version is unverified, or what failed. The latter is said by example, so only to callers with the scope
     `publish` or `answers`.
     """
+    @_builtins.property
+    def solutions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SolutionScores]:
+        """For competition.yaml bundles: what the solutions that came with it scored."""
+
     def __init__(
         self,
         *,
@@ -353,10 +364,11 @@ class Verification(_message.Message):
         oracle_mean: _builtins.float | None = ...,
         empty_mean: _builtins.float | None = ...,
         message: _builtins.str = ...,
+        solutions: _abc.Iterable[Global___SolutionScores] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_empty_mean", b"_empty_mean", "_oracle_mean", b"_oracle_mean", "empty_mean", b"empty_mean", "oracle_mean", b"oracle_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_empty_mean", b"_empty_mean", "_oracle_mean", b"_oracle_mean", "cases", b"cases", "empty_mean", b"empty_mean", "message", b"message", "oracle_mean", b"oracle_mean", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_empty_mean", b"_empty_mean", "_oracle_mean", b"_oracle_mean", "cases", b"cases", "empty_mean", b"empty_mean", "message", b"message", "oracle_mean", b"oracle_mean", "solutions", b"solutions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__empty_mean: _TypeAlias = _typing.Literal["empty_mean"]  # noqa: Y015
     _WhichOneofArgType__empty_mean: _TypeAlias = _typing.Literal["_empty_mean", b"_empty_mean"]  # noqa: Y015
@@ -368,6 +380,62 @@ class Verification(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__oracle_mean) -> _WhichOneofReturnType__oracle_mean | None: ...
 
 Global___Verification: _TypeAlias = Verification  # noqa: Y015
+
+@_typing.final
+class SolutionScores(_message.Message):
+    """What one solution of a competition.yaml bundle scored on one task of a phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SOLUTION_FIELD_NUMBER: _builtins.int
+    CASE_ID_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    solution: _builtins.str
+    """The solution's name."""
+    case_id: _builtins.str
+    """The case: `<phase>/<task>`."""
+    error: _builtins.str
+    """Why columns, or all of them, have no score; only for callers with the scope `publish` or `answers`."""
+    @_builtins.property
+    def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By column; columns without a score are left out."""
+
+    def __init__(
+        self,
+        *,
+        solution: _builtins.str = ...,
+        case_id: _builtins.str = ...,
+        scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "error", b"error", "scores", b"scores", "solution", b"solution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SolutionScores: _TypeAlias = SolutionScores  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
@@ -540,19 +608,29 @@ class UploadHeader(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID made by the caller; an upload repeated with the same id is the same upload."""
     size_bytes: _builtins.int
     """The size of the zip in bytes when known, 0 otherwise; used to refuse early."""
+    name: _builtins.str
+    """For competition.yaml bundles, which have no field for it: the environment's name; made of the title when empty."""
+    version: _builtins.str
+    """For competition.yaml bundles: the version, semver; 1.0.0 for the first one and a minor version more for each that
+    follows when empty.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        name: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_id", b"request_id", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -801,3 +879,145 @@ class DownloadBundleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadBundleResponse: _TypeAlias = DownloadBundleResponse  # noqa: Y015
+
+@_typing.final
+class DownloadAssetRequest(_message.Message):
+    """Asks for the bytes of a page or picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`name@version`, `name`, or a digest."""
+    sha256: _builtins.str
+    """Its sha256, as the version's `competition_json` has it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadAssetRequest: _TypeAlias = DownloadAssetRequest  # noqa: Y015
+
+@_typing.final
+class DownloadAssetResponse(_message.Message):
+    """The next bytes of a page or picture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadAssetResponse: _TypeAlias = DownloadAssetResponse  # noqa: Y015
+
+@_typing.final
+class Submission(_message.Message):
+    """A zip that was submitted to a competition, stored by digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    ANSWERS_ONLY_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """sha256 of its files, packed again."""
+    files: _builtins.int
+    """How many files it has."""
+    label: _builtins.str
+    """What to call it in lists, usually the file's name."""
+    answers_only: _builtins.bool
+    """Whether it holds predictions, so that nothing is run to make them. Otherwise its metadata says what is run."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        files: _builtins.int = ...,
+        label: _builtins.str = ...,
+        answers_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_only", b"answers_only", "digest", b"digest", "files", b"files", "label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Submission: _TypeAlias = Submission  # noqa: Y015
+
+@_typing.final
+class UploadSubmissionRequest(_message.Message):
+    """One message of an upload of a submission."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the zip, at most 1 MiB."""
+    @_builtins.property
+    def header(self) -> Global___SubmissionHeader:
+        """What is being uploaded."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___SubmissionHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___UploadSubmissionRequest: _TypeAlias = UploadSubmissionRequest  # noqa: Y015
+
+@_typing.final
+class SubmissionHeader(_message.Message):
+    """What is being submitted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    ANSWERS_ONLY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    label: _builtins.str
+    """What to call it in lists."""
+    answers_only: _builtins.bool
+    """Whether it holds predictions, so that nothing is run to make them."""
+    size_bytes: _builtins.int
+    """The size of the zip in bytes when known, 0 otherwise; used to refuse early."""
+    def __init__(
+        self,
+        *,
+        label: _builtins.str = ...,
+        answers_only: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers_only", b"answers_only", "label", b"label", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmissionHeader: _TypeAlias = SubmissionHeader  # noqa: Y015

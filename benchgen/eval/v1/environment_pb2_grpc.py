@@ -75,6 +75,16 @@ class EnvironmentServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadBundleRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadBundleResponse.FromString,
                 _registered_method=True)
+        self.UploadSubmission = channel.stream_unary(
+                '/benchgen.eval.v1.EnvironmentService/UploadSubmission',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.UploadSubmissionRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.Submission.FromString,
+                _registered_method=True)
+        self.DownloadAsset = channel.unary_stream(
+                '/benchgen.eval.v1.EnvironmentService/DownloadAsset',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadAssetRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadAssetResponse.FromString,
+                _registered_method=True)
 
 
 class EnvironmentServiceServicer:
@@ -139,6 +149,22 @@ class EnvironmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadSubmission(self, request_iterator, context):
+        """Stores a zip that is submitted to a competition.yaml environment: predictions, or a program that makes them. The
+        first message carries the header, the others the bytes. The same files again are the same submission.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadAsset(self, request, context):
+        """Streams a page or picture that `EnvironmentVersion.competition_json` names by its sha256. They come from whoever
+        published the version: show them as they are only where they can do no harm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnvironmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +207,16 @@ def add_EnvironmentServiceServicer_to_server(servicer, server):
                     servicer.DownloadBundle,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadBundleRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadBundleResponse.SerializeToString,
+            ),
+            'UploadSubmission': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadSubmission,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.UploadSubmissionRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.Submission.SerializeToString,
+            ),
+            'DownloadAsset': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAsset,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadAssetRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadAssetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +436,60 @@ class EnvironmentService:
             '/benchgen.eval.v1.EnvironmentService/DownloadBundle',
             benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadBundleRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadSubmission(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/benchgen.eval.v1.EnvironmentService/UploadSubmission',
+            benchgen_dot_eval_dot_v1_dot_environment__pb2.UploadSubmissionRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_environment__pb2.Submission.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadAsset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/benchgen.eval.v1.EnvironmentService/DownloadAsset',
+            benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadAssetRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_environment__pb2.DownloadAssetResponse.FromString,
             options,
             channel_credentials,
             insecure,

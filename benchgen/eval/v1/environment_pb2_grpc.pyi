@@ -52,6 +52,14 @@ class EnvironmentServiceStub:
     """Hides a version from lists and from `latest`. It stays runnable by digest. Yanking twice is the same as once."""
     DownloadBundle: _grpc.UnaryStreamMultiCallable[_environment_pb2.DownloadBundleRequest, _environment_pb2.DownloadBundleResponse]
     """Streams the canonical bundle of a version. Bundles hold answers: needs the scope `answers`."""
+    UploadSubmission: _grpc.StreamUnaryMultiCallable[_environment_pb2.UploadSubmissionRequest, _environment_pb2.Submission]
+    """Stores a zip that is submitted to a competition.yaml environment: predictions, or a program that makes them. The
+    first message carries the header, the others the bytes. The same files again are the same submission.
+    """
+    DownloadAsset: _grpc.UnaryStreamMultiCallable[_environment_pb2.DownloadAssetRequest, _environment_pb2.DownloadAssetResponse]
+    """Streams a page or picture that `EnvironmentVersion.competition_json` names by its sha256. They come from whoever
+    published the version: show them as they are only where they can do no harm.
+    """
 
 @_typing.type_check_only
 class EnvironmentServiceAsyncStub(EnvironmentServiceStub):
@@ -77,6 +85,14 @@ class EnvironmentServiceAsyncStub(EnvironmentServiceStub):
     """Hides a version from lists and from `latest`. It stays runnable by digest. Yanking twice is the same as once."""
     DownloadBundle: _aio.UnaryStreamMultiCallable[_environment_pb2.DownloadBundleRequest, _environment_pb2.DownloadBundleResponse]  # type: ignore[assignment]
     """Streams the canonical bundle of a version. Bundles hold answers: needs the scope `answers`."""
+    UploadSubmission: _aio.StreamUnaryMultiCallable[_environment_pb2.UploadSubmissionRequest, _environment_pb2.Submission]  # type: ignore[assignment]
+    """Stores a zip that is submitted to a competition.yaml environment: predictions, or a program that makes them. The
+    first message carries the header, the others the bytes. The same files again are the same submission.
+    """
+    DownloadAsset: _aio.UnaryStreamMultiCallable[_environment_pb2.DownloadAssetRequest, _environment_pb2.DownloadAssetResponse]  # type: ignore[assignment]
+    """Streams a page or picture that `EnvironmentVersion.competition_json` names by its sha256. They come from whoever
+    published the version: show them as they are only where they can do no harm.
+    """
 
 class EnvironmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """Publishes and serves environments. Owned by the hub; public at the gateway's address."""
@@ -147,5 +163,25 @@ class EnvironmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_environment_pb2.DownloadBundleResponse], _abc.AsyncIterator[_environment_pb2.DownloadBundleResponse]]:
         """Streams the canonical bundle of a version. Bundles hold answers: needs the scope `answers`."""
+
+    @_abc_1.abstractmethod
+    def UploadSubmission(
+        self,
+        request_iterator: _MaybeAsyncIterator[_environment_pb2.UploadSubmissionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_environment_pb2.Submission, _abc.Awaitable[_environment_pb2.Submission]]:
+        """Stores a zip that is submitted to a competition.yaml environment: predictions, or a program that makes them. The
+        first message carries the header, the others the bytes. The same files again are the same submission.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadAsset(
+        self,
+        request: _environment_pb2.DownloadAssetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_environment_pb2.DownloadAssetResponse], _abc.AsyncIterator[_environment_pb2.DownloadAssetResponse]]:
+        """Streams a page or picture that `EnvironmentVersion.competition_json` names by its sha256. They come from whoever
+        published the version: show them as they are only where they can do no harm.
+        """
 
 def add_EnvironmentServiceServicer_to_server(servicer: EnvironmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -230,6 +230,8 @@ class TrialResult(_message.Message):
     NO_COST_FIELD_NUMBER: _builtins.int
     REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     PROGRAM_FIELD_NUMBER: _builtins.int
+    PROGRAMS_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
     CHARGE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """The case's position in the dataset."""
@@ -284,6 +286,14 @@ class TrialResult(_message.Message):
         """
 
     @_builtins.property
+    def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepProgram]:
+        """For tasks of competitions: how each program of the prediction step went."""
+
+    @_builtins.property
+    def predictions(self) -> Global___PayloadRef:
+        """For tasks of competitions: the zip of predictions. `response` says what is in it."""
+
+    @_builtins.property
     def charge(self) -> Global___Charge:
         """What its calls count for against budgets; set under a lease with a grant of cost or tokens."""
 
@@ -310,11 +320,13 @@ class TrialResult(_message.Message):
         no_cost: _builtins.bool = ...,
         request_digest: _builtins.str = ...,
         program: Global___ProgramRun | None = ...,
+        programs: _abc.Iterable[Global___StepProgram] | None = ...,
+        predictions: Global___PayloadRef | None = ...,
         charge: Global___Charge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "charge", b"charge", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "program", b"program", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "charge", b"charge", "first_byte_ms", b"first_byte_ms", "latency_ms", b"latency_ms", "payload", b"payload", "predictions", b"predictions", "program", b"program", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "charge", b"charge", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "program", b"program", "reasoning", b"reasoning", "reported_model", b"reported_model", "request_digest", b"request_digest", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms", "_latency_ms", b"_latency_ms", "calls", b"calls", "case_id", b"case_id", "charge", b"charge", "error", b"error", "failed_calls", b"failed_calls", "finish_reason", b"finish_reason", "first_byte_ms", b"first_byte_ms", "input_digest", b"input_digest", "latency_ms", b"latency_ms", "no_cost", b"no_cost", "outcome", b"outcome", "payload", b"payload", "position", b"position", "predictions", b"predictions", "program", b"program", "programs", b"programs", "reasoning", b"reasoning", "reported_model", b"reported_model", "request_digest", b"request_digest", "response", b"response", "start_time", b"start_time", "trial", b"trial", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__first_byte_ms: _TypeAlias = _typing.Literal["first_byte_ms"]  # noqa: Y015
     _WhichOneofArgType__first_byte_ms: _TypeAlias = _typing.Literal["_first_byte_ms", b"_first_byte_ms"]  # noqa: Y015
@@ -352,6 +364,58 @@ class Charge(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Charge: _TypeAlias = Charge  # noqa: Y015
+
+@_typing.final
+class StepProgram(_message.Message):
+    """How one program of a competition's task went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """The step: `prediction` or `scoring`."""
+    name: _builtins.str
+    """The program: `ingestion`, `submission` or `scoring`."""
+    ended: _builtins.str
+    """How it ended, lower case: `exited`, `signalled`, `wall_limit`, `cpu_limit`, `memory_limit`, `output_limit`."""
+    exit_code: _builtins.int
+    """Its exit code, when it exited."""
+    seconds: _builtins.float
+    """From its start to its end, seconds."""
+    stdout: _builtins.str
+    """The end of what it wrote to standard output, at most 32,000 characters."""
+    stderr: _builtins.str
+    """The end of what it wrote to standard error, at most 32,000 characters."""
+    cut: _builtins.bool
+    """Whether either was longer."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        name: _builtins.str = ...,
+        ended: _builtins.str = ...,
+        exit_code: _builtins.int | None = ...,
+        seconds: _builtins.float = ...,
+        stdout: _builtins.str = ...,
+        stderr: _builtins.str = ...,
+        cut: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "cut", b"cut", "ended", b"ended", "exit_code", b"exit_code", "name", b"name", "seconds", b"seconds", "stderr", b"stderr", "stdout", b"stdout", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
+    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
+
+Global___StepProgram: _TypeAlias = StepProgram  # noqa: Y015
 
 @_typing.final
 class ProgramRun(_message.Message):
@@ -1465,6 +1529,8 @@ class VerifyVersionRequest(_message.Message):
     SCORING_JSON_FIELD_NUMBER: _builtins.int
     ORACLE_MIN_FIELD_NUMBER: _builtins.int
     EMPTY_MAX_FIELD_NUMBER: _builtins.int
+    INPUTS_DIGEST_FIELD_NUMBER: _builtins.int
+    COMPETITION_JSON_FIELD_NUMBER: _builtins.int
     targets_digest: _builtins.str
     """Where the targets are."""
     solutions_digest: _builtins.str
@@ -1475,6 +1541,10 @@ class VerifyVersionRequest(_message.Message):
     """What the oracle must reach at least."""
     empty_max: _builtins.float
     """What the empty answer may reach at most."""
+    inputs_digest: _builtins.str
+    """Where the inputs are; for competitions, whose solutions are run."""
+    competition_json: _builtins.str
+    """What runs need of a competition; empty for other environments."""
     def __init__(
         self,
         *,
@@ -1483,10 +1553,12 @@ class VerifyVersionRequest(_message.Message):
         scoring_json: _builtins.str = ...,
         oracle_min: _builtins.float = ...,
         empty_max: _builtins.float = ...,
+        inputs_digest: _builtins.str = ...,
+        competition_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty_max", b"empty_max", "oracle_min", b"oracle_min", "scoring_json", b"scoring_json", "solutions_digest", b"solutions_digest", "targets_digest", b"targets_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["competition_json", b"competition_json", "empty_max", b"empty_max", "inputs_digest", b"inputs_digest", "oracle_min", b"oracle_min", "scoring_json", b"scoring_json", "solutions_digest", b"solutions_digest", "targets_digest", b"targets_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2117,6 +2189,7 @@ class Report(_message.Message):
     SAVED_TOKENS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     PASS_AT_K_FIELD_NUMBER: _builtins.int
+    TOTALS_ONLY_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     number: _builtins.int
@@ -2143,6 +2216,8 @@ class Report(_message.Message):
     """How many trials called a model, or took an answer from the cache, and have a known cost."""
     cache_hits: _builtins.int
     """How many results were taken from the response cache."""
+    totals_only: _builtins.bool
+    """For competitions whose scoring program said nothing of single cases: the figures are totals and no means over cases."""
     @_builtins.property
     def coverage(self) -> Global___Coverage:
         """How much of the plan is behind the numbers."""
@@ -2209,10 +2284,11 @@ class Report(_message.Message):
         saved_tokens: Global___Tokens | None = ...,
         budget: _run_pb2.Budget | None = ...,
         pass_at_k: _abc.Mapping[_builtins.str, Global___PassAtK] | None = ...,
+        totals_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cost_usd", b"cost_usd", "coverage", b"coverage", "latency_ms", b"latency_ms", "saved_tokens", b"saved_tokens", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "pass_at_k", b"pass_at_k", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "trials", b"trials"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cache_hits", b"cache_hits", "calls", b"calls", "cost_known_cases", b"cost_known_cases", "cost_usd", b"cost_usd", "coverage", b"coverage", "digest", b"digest", "environment", b"environment", "latency_ms", b"latency_ms", "metrics", b"metrics", "model", b"model", "number", b"number", "outcomes", b"outcomes", "pass_at_k", b"pass_at_k", "primary_rule", b"primary_rule", "run", b"run", "saved_tokens", b"saved_tokens", "seconds", b"seconds", "simulated", b"simulated", "slices", b"slices", "state", b"state", "tokens", b"tokens", "totals_only", b"totals_only", "trials", b"trials"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2518,3 +2594,296 @@ class Slice(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Slice: _TypeAlias = Slice  # noqa: Y015
+
+@_typing.final
+class GetTaskRequest(_message.Message):
+    """Asks how a task of a competition went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CASE_ID_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    case_id: _builtins.str
+    """The case: `<phase>/<task>`."""
+    trial: _builtins.int
+    """The repeat, from 0."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        case_id: _builtins.str = ...,
+        trial: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "run", b"run", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskRequest: _TypeAlias = GetTaskRequest  # noqa: Y015
+
+@_typing.final
+class Task(_message.Message):
+    """How a task of a competition went."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CASE_ID_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    PROGRAMS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    HAS_DETAILS_FIELD_NUMBER: _builtins.int
+    CASES_FIELD_NUMBER: _builtins.int
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    case_id: _builtins.str
+    """The case: `<phase>/<task>`."""
+    trial: _builtins.int
+    """The repeat, from 0."""
+    error: _builtins.str
+    """Why there are no scores; needs the scope `answers`."""
+    has_details: _builtins.bool
+    """Whether there is a page with detailed results."""
+    cases: _builtins.int
+    """How many cases the scoring program told one by one; 0 when it gives totals only."""
+    @_builtins.property
+    def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepProgram]:
+        """Every program, those of the prediction step first."""
+
+    @_builtins.property
+    def predictions(self) -> Global___PayloadRef:
+        """The zip of predictions; not set while there is none."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        case_id: _builtins.str = ...,
+        trial: _builtins.int = ...,
+        programs: _abc.Iterable[Global___StepProgram] | None = ...,
+        error: _builtins.str = ...,
+        has_details: _builtins.bool = ...,
+        cases: _builtins.int = ...,
+        predictions: Global___PayloadRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["predictions", b"predictions"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "cases", b"cases", "error", b"error", "has_details", b"has_details", "predictions", b"predictions", "programs", b"programs", "run", b"run", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
+class DownloadTaskFileRequest(_message.Message):
+    """Asks for a file that a task of a competition gave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _File:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DownloadTaskFileRequest._File.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FILE_UNSPECIFIED: DownloadTaskFileRequest._File.ValueType  # 0
+        """Not stated."""
+        FILE_PREDICTIONS: DownloadTaskFileRequest._File.ValueType  # 1
+        """The zip of predictions."""
+        FILE_DETAILS: DownloadTaskFileRequest._File.ValueType  # 2
+        """The page with detailed results, as the scoring program wrote it: it can hold scripts, and answers. Needs the scope
+        `answers`.
+        """
+        FILE_CASES: DownloadTaskFileRequest._File.ValueType  # 3
+        """What the scoring program said of single cases, JSON lines. Needs the scope `answers`."""
+
+    class File(_File, metaclass=_FileEnumTypeWrapper):
+        """What a task gives."""
+
+    FILE_UNSPECIFIED: DownloadTaskFileRequest.File.ValueType  # 0
+    """Not stated."""
+    FILE_PREDICTIONS: DownloadTaskFileRequest.File.ValueType  # 1
+    """The zip of predictions."""
+    FILE_DETAILS: DownloadTaskFileRequest.File.ValueType  # 2
+    """The page with detailed results, as the scoring program wrote it: it can hold scripts, and answers. Needs the scope
+    `answers`.
+    """
+    FILE_CASES: DownloadTaskFileRequest.File.ValueType  # 3
+    """What the scoring program said of single cases, JSON lines. Needs the scope `answers`."""
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CASE_ID_FIELD_NUMBER: _builtins.int
+    TRIAL_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run's id."""
+    case_id: _builtins.str
+    """The case: `<phase>/<task>`."""
+    trial: _builtins.int
+    """The repeat, from 0."""
+    file: Global___DownloadTaskFileRequest.File.ValueType
+    """Which file."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        case_id: _builtins.str = ...,
+        trial: _builtins.int = ...,
+        file: Global___DownloadTaskFileRequest.File.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_id", b"case_id", "file", b"file", "run", b"run", "trial", b"trial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadTaskFileRequest: _TypeAlias = DownloadTaskFileRequest  # noqa: Y015
+
+@_typing.final
+class DownloadTaskFileResponse(_message.Message):
+    """The next bytes of a file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """At most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadTaskFileResponse: _TypeAlias = DownloadTaskFileResponse  # noqa: Y015
+
+@_typing.final
+class GetLeaderboardRequest(_message.Message):
+    """Asks for a leaderboard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """The digest of the version."""
+    phase: _builtins.int
+    """The place of the phase, from 0."""
+    limit: _builtins.int
+    """How many at most, 1 to 1,000; 100 when 0."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        phase: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "limit", b"limit", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLeaderboardRequest: _TypeAlias = GetLeaderboardRequest  # noqa: Y015
+
+@_typing.final
+class Leaderboard(_message.Message):
+    """The runs of one phase of a competition, the best first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The keys of the columns in the order in which they rank."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaderboardEntry]:
+        """The runs."""
+
+    def __init__(
+        self,
+        *,
+        columns: _abc.Iterable[_builtins.str] | None = ...,
+        entries: _abc.Iterable[Global___LeaderboardEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leaderboard: _TypeAlias = Leaderboard  # noqa: Y015
+
+@_typing.final
+class LeaderboardEntry(_message.Message):
+    """A run on a leaderboard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLACE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    REPORT_TIME_FIELD_NUMBER: _builtins.int
+    place: _builtins.int
+    """Its place, from 1; equal scores in all columns are the same place."""
+    run: _builtins.str
+    """The run's id."""
+    label: _builtins.str
+    """Who answered."""
+    @_builtins.property
+    def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By column, the mean over the tasks of the phase; a column that a task has no score for is left out."""
+
+    @_builtins.property
+    def report_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported."""
+
+    def __init__(
+        self,
+        *,
+        place: _builtins.int = ...,
+        run: _builtins.str = ...,
+        label: _builtins.str = ...,
+        scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        report_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label", "place", b"place", "report_time", b"report_time", "run", b"run", "scores", b"scores"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaderboardEntry: _TypeAlias = LeaderboardEntry  # noqa: Y015

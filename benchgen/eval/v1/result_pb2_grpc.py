@@ -62,6 +62,21 @@ class ResultServiceStub:
                 request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheRequest.SerializeToString,
                 response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheResponse.FromString,
                 _registered_method=True)
+        self.GetTask = channel.unary_unary(
+                '/benchgen.eval.v1.ResultService/GetTask',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.Task.FromString,
+                _registered_method=True)
+        self.DownloadTaskFile = channel.unary_stream(
+                '/benchgen.eval.v1.ResultService/DownloadTaskFile',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DownloadTaskFileRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DownloadTaskFileResponse.FromString,
+                _registered_method=True)
+        self.GetLeaderboard = channel.unary_unary(
+                '/benchgen.eval.v1.ResultService/GetLeaderboard',
+                request_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetLeaderboardRequest.SerializeToString,
+                response_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.Leaderboard.FromString,
+                _registered_method=True)
 
 
 class ResultServiceServicer:
@@ -107,6 +122,29 @@ class ResultServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTask(self, request, context):
+        """Returns how the two steps of one task of a competition went: the logs of every program. Those of the scoring step
+        need the scope `answers`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadTaskFile(self, request, context):
+        """Streams a file that a task of a competition gave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLeaderboard(self, request, context):
+        """Ranks the runs of a version of a competition as its leaderboard says. Runs of models with made-up answers are left
+        out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ResultServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +172,21 @@ def add_ResultServiceServicer_to_server(servicer, server):
                     servicer.ClearCache,
                     request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheRequest.FromString,
                     response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheResponse.SerializeToString,
+            ),
+            'GetTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTask,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetTaskRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.Task.SerializeToString,
+            ),
+            'DownloadTaskFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadTaskFile,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DownloadTaskFileRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.DownloadTaskFileResponse.SerializeToString,
+            ),
+            'GetLeaderboard': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLeaderboard,
+                    request_deserializer=benchgen_dot_eval_dot_v1_dot_result__pb2.GetLeaderboardRequest.FromString,
+                    response_serializer=benchgen_dot_eval_dot_v1_dot_result__pb2.Leaderboard.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +325,87 @@ class ResultService:
             '/benchgen.eval.v1.ResultService/ClearCache',
             benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheRequest.SerializeToString,
             benchgen_dot_eval_dot_v1_dot_result__pb2.ClearCacheResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.ResultService/GetTask',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.GetTaskRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.Task.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadTaskFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/benchgen.eval.v1.ResultService/DownloadTaskFile',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.DownloadTaskFileRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.DownloadTaskFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLeaderboard(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/benchgen.eval.v1.ResultService/GetLeaderboard',
+            benchgen_dot_eval_dot_v1_dot_result__pb2.GetLeaderboardRequest.SerializeToString,
+            benchgen_dot_eval_dot_v1_dot_result__pb2.Leaderboard.FromString,
             options,
             channel_credentials,
             insecure,

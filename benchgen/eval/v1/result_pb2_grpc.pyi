@@ -53,6 +53,16 @@ class ResultServiceStub:
     """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
     from it stay. Clearing what is empty changes nothing.
     """
+    GetTask: _grpc.UnaryUnaryMultiCallable[_result_pb2.GetTaskRequest, _result_pb2.Task]
+    """Returns how the two steps of one task of a competition went: the logs of every program. Those of the scoring step
+    need the scope `answers`.
+    """
+    DownloadTaskFile: _grpc.UnaryStreamMultiCallable[_result_pb2.DownloadTaskFileRequest, _result_pb2.DownloadTaskFileResponse]
+    """Streams a file that a task of a competition gave."""
+    GetLeaderboard: _grpc.UnaryUnaryMultiCallable[_result_pb2.GetLeaderboardRequest, _result_pb2.Leaderboard]
+    """Ranks the runs of a version of a competition as its leaderboard says. Runs of models with made-up answers are left
+    out.
+    """
 
 @_typing.type_check_only
 class ResultServiceAsyncStub(ResultServiceStub):
@@ -76,6 +86,16 @@ class ResultServiceAsyncStub(ResultServiceStub):
     ClearCache: _aio.UnaryUnaryMultiCallable[_result_pb2.ClearCacheRequest, _result_pb2.ClearCacheResponse]  # type: ignore[assignment]
     """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
     from it stay. Clearing what is empty changes nothing.
+    """
+    GetTask: _aio.UnaryUnaryMultiCallable[_result_pb2.GetTaskRequest, _result_pb2.Task]  # type: ignore[assignment]
+    """Returns how the two steps of one task of a competition went: the logs of every program. Those of the scoring step
+    need the scope `answers`.
+    """
+    DownloadTaskFile: _aio.UnaryStreamMultiCallable[_result_pb2.DownloadTaskFileRequest, _result_pb2.DownloadTaskFileResponse]  # type: ignore[assignment]
+    """Streams a file that a task of a competition gave."""
+    GetLeaderboard: _aio.UnaryUnaryMultiCallable[_result_pb2.GetLeaderboardRequest, _result_pb2.Leaderboard]  # type: ignore[assignment]
+    """Ranks the runs of a version of a competition as its leaderboard says. Runs of models with made-up answers are left
+    out.
     """
 
 class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -127,6 +147,34 @@ class ResultServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_result_pb2.ClearCacheResponse, _abc.Awaitable[_result_pb2.ClearCacheResponse]]:
         """Removes what the response cache holds of an endpoint's model; needs the scope `models`. Results that were taken
         from it stay. Clearing what is empty changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTask(
+        self,
+        request: _result_pb2.GetTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.Task, _abc.Awaitable[_result_pb2.Task]]:
+        """Returns how the two steps of one task of a competition went: the logs of every program. Those of the scoring step
+        need the scope `answers`.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadTaskFile(
+        self,
+        request: _result_pb2.DownloadTaskFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_result_pb2.DownloadTaskFileResponse], _abc.AsyncIterator[_result_pb2.DownloadTaskFileResponse]]:
+        """Streams a file that a task of a competition gave."""
+
+    @_abc_1.abstractmethod
+    def GetLeaderboard(
+        self,
+        request: _result_pb2.GetLeaderboardRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_result_pb2.Leaderboard, _abc.Awaitable[_result_pb2.Leaderboard]]:
+        """Ranks the runs of a version of a competition as its leaderboard says. Runs of models with made-up answers are left
+        out.
         """
 
 def add_ResultServiceServicer_to_server(servicer: ResultServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

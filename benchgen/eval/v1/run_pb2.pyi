@@ -172,6 +172,7 @@ class RunSpec(_message.Message):
     PRIMARY_RULE_FIELD_NUMBER: _builtins.int
     USE_CACHE_FIELD_NUMBER: _builtins.int
     HARNESS_JSON_FIELD_NUMBER: _builtins.int
+    COMPETITION_JSON_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The run's id."""
     environment: _builtins.str
@@ -212,6 +213,10 @@ class RunSpec(_message.Message):
     """The program of the harness `program` as canonical JSON: the digest of its files, its command, its limits. Empty for
     other harnesses.
     """
+    competition_json: _builtins.str
+    """For competition.yaml environments what runs need of them, as canonical JSON: the columns, what ranks, the phases.
+    Empty for others.
+    """
     @_builtins.property
     def subject(self) -> Global___Subject:
         """Who answers."""
@@ -249,10 +254,11 @@ class RunSpec(_message.Message):
         primary_rule: _builtins.str = ...,
         use_cache: _builtins.bool = ...,
         harness_json: _builtins.str = ...,
+        competition_json: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_timeout_seconds", b"call_timeout_seconds", "cases", b"cases", "digest", b"digest", "environment", b"environment", "generation", b"generation", "harness_json", b"harness_json", "inputs_digest", b"inputs_digest", "materialiser", b"materialiser", "max_tries", b"max_tries", "planned", b"planned", "primary_rule", b"primary_rule", "run", b"run", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "seed", b"seed", "selection", b"selection", "simulated", b"simulated", "solutions_digest", b"solutions_digest", "subject", b"subject", "targets_digest", b"targets_digest", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_timeout_seconds", b"call_timeout_seconds", "cases", b"cases", "competition_json", b"competition_json", "digest", b"digest", "environment", b"environment", "generation", b"generation", "harness_json", b"harness_json", "inputs_digest", b"inputs_digest", "materialiser", b"materialiser", "max_tries", b"max_tries", "planned", b"planned", "primary_rule", b"primary_rule", "run", b"run", "scoring_digest", b"scoring_digest", "scoring_json", b"scoring_json", "seed", b"seed", "selection", b"selection", "simulated", b"simulated", "solutions_digest", b"solutions_digest", "subject", b"subject", "targets_digest", b"targets_digest", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,6 +272,7 @@ class Subject(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def model(self) -> _model_pb2.Model:
         """A registered model, as it was when the run was created."""
@@ -274,17 +281,22 @@ class Subject(_message.Message):
     def predictions(self) -> Global___Predictions:
         """Recorded answers; the scorer loads them and no model is called."""
 
+    @_builtins.property
+    def submission(self) -> _environment_pb2.Submission:
+        """A zip that was submitted to a competition."""
+
     def __init__(
         self,
         *,
         model: _model_pb2.Model | None = ...,
         predictions: Global___Predictions | None = ...,
+        submission: _environment_pb2.Submission | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model", b"model", "predictions", b"predictions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model", b"model", "predictions", b"predictions", "submission", b"submission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model", b"model", "predictions", b"predictions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "model", b"model", "predictions", b"predictions", "submission", b"submission"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model", "predictions"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["model", "predictions", "submission"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -328,19 +340,25 @@ class Selection(_message.Message):
 
     LIMIT_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
     """The first N in dataset order; 0 for no limit."""
     sample: _builtins.int
     """N drawn with `seed`, in dataset order; 0 for no sample. Not together with `limit`."""
+    phase: _builtins.str
+    """For competition.yaml environments only this phase, by its name or its place from 0; all phases when empty. Not
+    together with the others.
+    """
     def __init__(
         self,
         *,
         limit: _builtins.int = ...,
         sample: _builtins.int = ...,
+        phase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "sample", b"sample"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "phase", b"phase", "sample", b"sample"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -529,6 +547,7 @@ class CreateRunRequest(_message.Message):
     ENVIRONMENT_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     PREDICTIONS_FIELD_NUMBER: _builtins.int
+    SUBMISSION_FIELD_NUMBER: _builtins.int
     SELECTION_FIELD_NUMBER: _builtins.int
     TRIALS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
@@ -557,6 +576,10 @@ class CreateRunRequest(_message.Message):
         """Recorded answers that were uploaded with ResultService.UploadPredictions."""
 
     @_builtins.property
+    def submission(self) -> _environment_pb2.Submission:
+        """A zip that was uploaded with EnvironmentService.UploadSubmission, for competition.yaml environments."""
+
+    @_builtins.property
     def selection(self) -> Global___Selection:
         """Which cases."""
 
@@ -577,6 +600,7 @@ class CreateRunRequest(_message.Message):
         environment: _builtins.str = ...,
         model: _builtins.str = ...,
         predictions: Global___Predictions | None = ...,
+        submission: _environment_pb2.Submission | None = ...,
         selection: Global___Selection | None = ...,
         trials: _builtins.int = ...,
         seed: _builtins.int = ...,
@@ -585,11 +609,11 @@ class CreateRunRequest(_message.Message):
         use_cache: _builtins.bool = ...,
         budget: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "generation", b"generation", "model", b"model", "predictions", b"predictions", "selection", b"selection", "subject", b"subject"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "generation", b"generation", "model", b"model", "predictions", b"predictions", "selection", b"selection", "subject", b"subject", "submission", b"submission"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "environment", b"environment", "generation", b"generation", "model", b"model", "predictions", b"predictions", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "subject", b"subject", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "environment", b"environment", "generation", b"generation", "model", b"model", "predictions", b"predictions", "priority", b"priority", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "subject", b"subject", "submission", b"submission", "trials", b"trials", "use_cache", b"use_cache"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["model", "predictions"]  # noqa: Y015
+    _WhichOneofReturnType_subject: _TypeAlias = _typing.Literal["model", "predictions", "submission"]  # noqa: Y015
     _WhichOneofArgType_subject: _TypeAlias = _typing.Literal["subject", b"subject"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_subject) -> _WhichOneofReturnType_subject | None: ...
 

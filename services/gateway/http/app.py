@@ -9,6 +9,7 @@ from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp
 
 from services.gateway.http import (
+    competitions,
     edge,
     environments,
     keys,
@@ -32,12 +33,14 @@ _TAGS = [
     {"name": "models", "description": "Endpoints that runs are pointed at."},
     {"name": "runs", "description": "One environment version pointed at one model, or at recorded answers."},
     {"name": "keys", "description": "API keys and what they may spend a day."},
+    {"name": "competitions", "description": "What environments of competition.yaml have beside that."},
 ]
 
 #: What takes more than a mebibyte.
 _UPLOADS = {
     environments.UPLOAD_PATH: environments.MAX_UPLOAD_BYTES,
     predictions.UPLOAD_PATH: predictions.MAX_UPLOAD_BYTES,
+    competitions.UPLOAD_PATH: competitions.MAX_UPLOAD_BYTES,
 }
 
 _bearer = HTTPBearer(auto_error=False, description="An API key, `bg_...`.")
@@ -47,7 +50,7 @@ def build(api: Api) -> ASGIApp:
     """The whole HTTP API. It loads nothing from elsewhere, not even for its documents."""
     # The router alone would already be complete; the security scheme is there for the OpenAPI document.
     guarded = APIRouter(dependencies=[Depends(_bearer)])
-    for part in (environments, models, runs, predictions, keys):
+    for part in (competitions, environments, models, runs, predictions, keys):
         guarded.include_router(part.router)
     app = _Documented(
         title="BenchGen Eval",

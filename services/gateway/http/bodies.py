@@ -220,8 +220,21 @@ class ResumeBody(BaseModel):
     ] = None
 
 
+class SubmissionBody(BaseModel):
+    """A zip for a competition, as `POST /api/v1/submissions` returned it."""
+
+    model_config = _FORM
+
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="sha256 that names the files.")]
+    files: Annotated[int, Field(ge=0, le=2**32 - 1, description="How many files it has.")] = 0
+    label: Annotated[str, Field(max_length=200, description="What to call it in lists.")] = ""
+    answers_only: Annotated[
+        bool, Field(description="Whether it holds predictions, and nothing is run to make them.")
+    ] = False
+
+
 class RunBody(BaseModel):
-    """A run to create: an environment, and either a model or recorded answers."""
+    """A run to create: an environment, and a model, recorded answers, or a submission to a competition."""
 
     model_config = _FORM | ConfigDict(
         json_schema_extra={
@@ -245,6 +258,12 @@ class RunBody(BaseModel):
     predictions: Annotated[
         PredictionsBody | None, Field(description="Recorded answers to score instead of calling a model.")
     ] = None
+    submission: Annotated[
+        SubmissionBody | None, Field(description="A zip that is submitted to a competition.")
+    ] = None
+    phase: Annotated[
+        str, Field(max_length=300, description="Only this phase of a competition, by name or place from 0.")
+    ] = ""
     limit: Annotated[
         int | None, Field(ge=1, le=2**32 - 1, description="Only the first so many cases. Not with `sample`.")
     ] = None
@@ -267,8 +286,9 @@ class RunBody(BaseModel):
 
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
-        if (self.model is None) == (self.predictions is None):
-            raise ValueError("expected either `model` or `predictions`")
+        given = [one for one in (self.model, self.predictions, self.submission) if one is not None]
+        if len(given) != 1:
+            raise ValueError("expected exactly one of `model`, `predictions` and `submission`")
         if self.limit is not None and self.sample is not None:
             raise ValueError("expected at most one of `limit` and `sample`")
         return self
@@ -278,7 +298,7 @@ class RunBody(BaseModel):
         request = run_pb2.CreateRunRequest(
             request_id=request_id,
             environment=self.environment,
-            selection=run_pb2.Selection(limit=self.limit or 0, sample=self.sample or 0),
+            selection=run_pb2.Selection(limit=self.limit or 0, sample=self.sample or 0, phase=self.phase),
             trials=self.trials,
             seed=self.seed,
             generation=self.generation.message() if self.generation else None,
@@ -293,4 +313,6 @@ class RunBody(BaseModel):
             request.predictions.CopyFrom(
                 run_pb2.Predictions(digest=given.digest, rows=given.rows, label=given.label)
             )
+        if self.submission is not None:
+            request.submission.CopyFrom(environment_pb2.Submission(**self.submission.model_dump()))
         return request

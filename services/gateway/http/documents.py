@@ -60,6 +60,15 @@ class Environment(Shape):
     updated_at: str | None
 
 
+class SolutionScores(Shape):
+    """What a solution of a competition scored on one task of a phase, by column."""
+
+    solution: str
+    case_id: str
+    scores: dict[str, float]
+    error: Annotated[str | None, Field(description="Said to keys with the scope `publish` or `answers`.")]
+
+
 class Verification(Shape):
     """What the reference solutions and the empty answer scored."""
 
@@ -70,6 +79,9 @@ class Verification(Shape):
     message: Annotated[
         str | None,
         Field(description="What failed is said to keys with the scope `publish` or `answers`."),
+    ]
+    solutions: Annotated[
+        list[SolutionScores], Field(description="Of competitions: what its solutions scored.")
     ]
 
 
@@ -101,6 +113,12 @@ class Version(Shape):
     yanked: bool
     created_at: str | None
     manifest_yaml: Annotated[str | None, Field(description="Null without the scope `answers`.")]
+    competition: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Of competition.yaml bundles: title, pages, phases, columns, and what else people read."
+        ),
+    ]
 
 
 class BundleProblem(Shape):
@@ -184,6 +202,7 @@ class Selection(Shape):
 
     limit: int | None
     sample: int | None
+    phase: Annotated[str | None, Field(description="Of a competition: only this phase.")]
 
 
 class Progress(Shape):
@@ -291,6 +310,71 @@ class StoredPredictions(Shape):
 
     environment: str
     predictions: Predictions
+
+
+class Submission(Shape):
+    """A stored zip for a competition."""
+
+    digest: str
+    files: int
+    label: str
+    answers_only: bool
+
+
+class StoredSubmission(Shape):
+    """A stored submission; can be sent to `POST /api/v1/runs` with the name of an environment."""
+
+    submission: Submission
+
+
+class TaskPredictions(Shape):
+    """A zip of predictions."""
+
+    digest: str
+    bytes: int
+
+
+class StepProgram(Shape):
+    """How one program of a task went."""
+
+    step: Annotated[str, Field(description="`prediction` or `scoring`.")]
+    name: Annotated[str, Field(description="`ingestion`, `submission` or `scoring`.")]
+    ended: str
+    exit_code: int | None
+    seconds: float
+    stdout: str
+    stderr: str
+    cut: Annotated[bool, Field(description="Whether either was longer; the ends are kept.")]
+
+
+class Task(Shape):
+    """How a task of a competition went."""
+
+    run: str
+    case_id: str
+    trial: int
+    error: Annotated[str | None, Field(description="Why there are no scores; with the scope `answers`.")]
+    has_details: bool
+    cases: Annotated[int, Field(description="How many cases the scoring program told one by one.")]
+    predictions: TaskPredictions | None
+    programs: list[StepProgram]
+
+
+class LeaderboardEntry(Shape):
+    """A run on a leaderboard."""
+
+    place: int
+    run: str
+    model: str
+    scores: dict[str, float | None]
+    reported_at: str | None
+
+
+class Leaderboard(Shape):
+    """The runs of a phase of a competition, the best first."""
+
+    columns: list[str]
+    entries: list[LeaderboardEntry]
 
 
 class Message(Shape):
@@ -517,6 +601,9 @@ class Report(Shape):
     calls: int
     cache_hits: Annotated[int, Field(description="Results that the response cache gave.")]
     saved_tokens: Annotated[Tokens | None, Field(description="Of the calls that these once took.")]
+    totals_only: Annotated[
+        bool, Field(description="Of competitions: the scoring program said nothing of single cases.")
+    ]
     seconds: float
 
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
 from benchgen import schemas
@@ -27,6 +27,12 @@ MAX_UPLOAD_BYTES = 512 << 20
 _ZIP = ("application/zip", "application/x-zip-compressed")
 
 Name = Annotated[str, Path(description="`name` or `org/name`.", examples=["gsm8k-mini"])]
+VersionNumber = Annotated[str, Path(description="Such as `1.0.0`, or `latest`.", examples=["latest"])]
+
+
+def reference(name: str, version: str) -> str:
+    """How the services call a version."""
+    return name if version == "latest" else f"{name}@{version}"
 
 
 @router.get("/environments", summary="List environments", responses=openapi.answer(documents.EnvironmentPage))
@@ -44,9 +50,21 @@ async def list_environments(
     summary="Upload an environment",
     status_code=HTTPStatus.ACCEPTED,
     responses=openapi.answer(documents.Publication, HTTPStatus.ACCEPTED),
-    openapi_extra=openapi.raw_body(_ZIP[0], "The folder with `environment.yaml` as a zip, at most 512 MiB."),
+    openapi_extra=openapi.raw_body(
+        _ZIP[0], "The folder with `environment.yaml` or `competition.yaml` as a zip, at most 512 MiB."
+    ),
 )
-async def upload_environment(request: Request, caller: CallerDep, once: OnceDep) -> Response:
+async def upload_environment(
+    request: Request,
+    caller: CallerDep,
+    once: OnceDep,
+    name: Annotated[
+        str, Query(max_length=100, description="For competition.yaml: the name; made of its title else.")
+    ] = "",
+    version: Annotated[
+        str, Query(max_length=64, description="For competition.yaml: the version; the next one else.")
+    ] = "",
+) -> Response:
     """Starts a publication. Follow it at its `Location` until its state is `ready` or `rejected`; a rejected one
     lists all problems. Content that was published before is answered with that version."""
     expect_type(request, *_ZIP)
@@ -54,7 +72,10 @@ async def upload_environment(request: Request, caller: CallerDep, once: OnceDep)
     async def execute(request_id: str) -> Response:
         length = request.headers.get("content-length", "")
         header = environment_pb2.UploadHeader(
-            request_id=request_id, size_bytes=int(length) if length.isdigit() else 0
+            request_id=request_id,
+            size_bytes=int(length) if length.isdigit() else 0,
+            name=name,
+            version=version,
         )
         publication = await upload(
             request,
@@ -111,12 +132,11 @@ async def list_versions(
 async def get_version(
     caller: CallerDep,
     name: Name,
-    version: Annotated[str, Path(description="Such as `1.0.0`, or `latest`.", examples=["latest"])],
+    version: VersionNumber,
 ) -> Response:
     """One version, with its digests and what its reference solutions scored; with the scope `answers` also its
     scoring rules and manifest, which can hold answers."""
-    ref = name if version == "latest" else f"{name}@{version}"
-    request = environment_pb2.GetEnvironmentVersionRequest(name=ref)
+    request = environment_pb2.GetEnvironmentVersionRequest(name=reference(name, version))
     found = await caller.call(caller.backends.environments.GetEnvironmentVersion, request)
     return json_response(schemas.version_json(found))
 

@@ -20,6 +20,13 @@ PROBLEMS: Responses = {
     }
 }
 
+FILE: Responses = PROBLEMS | {
+    200: {
+        "description": "The file as it is.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
 EVENTS: Responses = PROBLEMS | {
     200: {
         "description": "`event: run`, `id: <digest of the data>`, `data: <the run as JSON>`.",

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from benchgen.eval.v1 import environment_pb2, result_pb2
-from services.gateway.http import documents, openapi
+from services.gateway.http import competitions, documents, openapi
 from services.gateway.http.caller import CallerDep
 from services.gateway.http.once import OnceDep
 from services.gateway.http.replies import json_response
@@ -41,15 +41,21 @@ async def upload_predictions(
     ],
     label: Annotated[str, Query(max_length=200, description="What to call them in lists.")] = "predictions",
 ) -> Response:
-    """Checks every line against the environment and stores the file. The answer can be sent to `POST /api/v1/runs`
-    as it is."""
-    expect_type(request, *_JSON_LINES)
+    """Checks every line against the environment and stores the file. For a competition it is a zip of predictions, and
+    the answer has a `submission` instead. It can be sent to `POST /api/v1/runs` as it is."""
+    expect_type(request, *_JSON_LINES, *competitions.ZIP)
 
     async def execute(_: str) -> Response:
         version = await caller.call(
             caller.backends.environments.GetEnvironmentVersion,
             environment_pb2.GetEnvironmentVersionRequest(name=environment),
         )
+        if version.competition_json:
+            zipped = await competitions.store_submission(request, caller, label, answers_only=True)
+            return json_response(
+                {"environment": version.name, "submission": competitions.submission_json(zipped)},
+                status=HTTPStatus.CREATED,
+            )
         header = result_pb2.PredictionsHeader(targets_digest=version.targets_digest, label=label)
         stored = await upload(
             request,

@@ -26,6 +26,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="an empty folder for everything that is made of it")
     parser.add_argument("--memory", type=int, required=True, help="address space, bytes")
     parser.add_argument("--cpu", type=int, required=True, help="processor time, seconds")
+    parser.add_argument("--name", default="", help="how a competition is to be called")
+    parser.add_argument("--version", default="", help="which version it is to be")
     return parser.parse_args()
 
 
@@ -48,12 +50,16 @@ def main() -> int:
     tempfile.tempdir = str(arguments.out)
     from benchgen.bundle.problems import BundleInvalid, OutOfMemory, Problem
     from services.hub.publishing.build import build
+    from services.hub.publishing.domain import Wanted
     from services.hub.publishing.outcome import RESULT_FILE, Result, write_result, write_stage
 
     too_much = f"found that it needs more than {arguments.memory // MIB:,} MiB of memory"
     try:
         built = build(
-            arguments.archive, arguments.out, lambda stage: os.write(sys.stdout.fileno(), write_stage(stage))
+            arguments.archive,
+            arguments.out,
+            lambda stage: os.write(sys.stdout.fileno(), write_stage(stage)),
+            Wanted(arguments.name, arguments.version),
         )
         result = Result(built, ())
     except BundleInvalid as invalid:

@@ -36,6 +36,16 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class SolutionScores:
+    """What one solution of a competition scored on one case, by column, and why where there is no score."""
+
+    solution: str
+    case_id: str
+    scores: dict[str, float]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What the reference solutions and the empty answer scored: means of the primary rule, 0 to 1."""
 
@@ -44,6 +54,7 @@ class Verification:
     oracle_mean: float | None
     empty_mean: float | None
     message: str
+    solutions: tuple[SolutionScores, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +84,10 @@ class VersionContent:
     manifest_yaml: str
     harness_json: str = ""
     """The program of a harness, as runs have to know it; empty for harnesses without one."""
+    competition_run: str = ""
+    """What runs need of a competition; empty for other environments."""
+    competition_about: str = ""
+    """What people read of a competition."""
 
     @property
     def name(self) -> str:
@@ -119,12 +134,20 @@ class Publication:
     created_at: datetime
 
 
+class Wanted(NamedTuple):
+    """How a bundle that does not say it itself is to be called; what is empty is made up."""
+
+    name: str
+    version: str
+
+
 class Claim(NamedTuple):
     """The right to work on a publication, for as long as the token is the row's."""
 
     publication: str
     token: UUID
     upload_sha256: str
+    wanted: Wanted = Wanted("", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import asyncio
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import structlog
 
+from benchgen.bundle.competition.publish import ASSETS
 from benchgen.bundle.problems import Problem
 from benchgen.errors import InvalidInput
 from services.common.claims import ClaimLost, kept
@@ -29,7 +31,15 @@ from services.common.objects import Bucket, ObjectStore
 from services.common.process import TRANSIENT
 from services.hub import metrics
 from services.hub.publishing import domain, ledger, store
-from services.hub.publishing.domain import Built, Claim, State, Verdict, Verification, Version
+from services.hub.publishing.domain import (
+    Built,
+    Claim,
+    State,
+    Verdict,
+    Verification,
+    Version,
+    VersionContent,
+)
 from services.hub.publishing.outcome import BUNDLE_FILE, Checked, Opened, Stage
 from services.hub.publishing.sandbox import ChildDiedError, Limits, run_child
 from services.hub.publishing.verification import ScorerFailedError, verify
@@ -158,12 +168,24 @@ class Publisher:
             raise _RejectedError([Problem("", error.message)]) from None
         if verification.verdict is Verdict.FAILED:
             raise _RejectedError(domain.broken_promises(built, verification), verification)
-        async with self._pool.acquire() as conn:
-            other = await ledger.publish(conn, claim, content, verification)
-        if other is not None:
-            raise _RejectedError([domain.taken(content.name, other)])
+        content = await self._publish_as(claim, content, verification)
         metrics.PUBLICATIONS_ENDED.labels(State.READY).inc()
         log.info("publishing.ready", version=content.name, cases=content.cases, verdict=verification.verdict)
+
+    async def _publish_as(
+        self, claim: Claim, content: VersionContent, verification: Verification
+    ) -> VersionContent:
+        """Make the version. One that names no number takes the next one that is free."""
+        while True:
+            numbered = content
+            if not content.version:
+                numbered = replace(content, version=await store.next_version(self._pool, content.environment))
+            async with self._pool.acquire() as conn:
+                other = await ledger.publish(conn, claim, numbered, verification)
+            if other is None:
+                return numbered
+            if content.version:
+                raise _RejectedError([domain.taken(content.name, other)])
 
     async def _build(self, claim: Claim, archive: Path, out: Path) -> Built:
         """Validate and materialise in the child process.
@@ -178,14 +200,15 @@ class Publisher:
                     await self._refuse_known(digest)
                     await ledger.advance(self._pool, claim, State.VALIDATING, digest=digest)
                 case Checked(digest, environment, version):
-                    name = f"{environment}@{version}"
+                    name = f"{environment}@{version}" if version else None
                     await ledger.advance(self._pool, claim, State.MATERIALISING, environment_version=name)
-                    await self._refuse_taken(digest, environment, version)
+                    if version:
+                        await self._refuse_taken(digest, environment, version)
 
         await ledger.advance(self._pool, claim, State.VALIDATING)
         await self._objects.fetch_file(Bucket.BUNDLES, upload_key(claim.upload_sha256), archive)
         out.mkdir()
-        result = await run_child(archive, out, self._limits, on_stage)
+        result = await run_child(archive, out, self._limits, on_stage, claim.wanted)
         if result.built is None:
             raise _RejectedError(list(result.problems))
         return result.built
@@ -210,12 +233,19 @@ class Publisher:
                     batch = paths[first : first + _PARALLEL_UPLOADS]
                     keys = [f"{path.parent.name}/{path.name}" for path in batch]
                     await asyncio.gather(*map(self._objects.put_file, repeat(bucket), keys, batch))
+        for asset in sorted((out / ASSETS).glob("*")):
+            await self._objects.put_file(Bucket.BUNDLES, asset_key(asset.name), asset)
         await self._objects.put_file(Bucket.BUNDLES, bundle_key(digest), out / BUNDLE_FILE)
 
 
 def upload_key(sha256: str) -> str:
     """Where an uploaded zip is, by the sha256 of its bytes."""
     return f"{UPLOADS}{sha256}.zip"
+
+
+def asset_key(sha256: str) -> str:
+    """Where a page or picture of a competition is."""
+    return f"{ASSETS}/{sha256}"
 
 
 def bundle_key(digest: str) -> str:

@@ -22,18 +22,22 @@ from services.hub.publishing.domain import (
     Verification,
     Version,
     VersionContent,
+    Wanted,
     precedence,
 )
 from services.hub.publishing.store import SQL
 from services.hub.registry.store import Conn, Queryable
 
+_NOTHING_WANTED = Wanted("", "")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
-async def add(conn: Queryable, request_id: UUID, upload_sha256: str, upload_bytes: int) -> Publication:
+async def add(
+    conn: Queryable, request_id: UUID, upload_sha256: str, upload_bytes: int, wanted: Wanted = _NOTHING_WANTED
+) -> Publication:
     """Enter an upload; the publication of an earlier request with the same id is returned as it is."""
     ident = "p" + "".join(secrets.choice(_ALPHABET) for _ in range(12))
-    await conn.execute(SQL["insert_publication"], ident, request_id, upload_sha256, upload_bytes)
+    await conn.execute(SQL["insert_publication"], ident, request_id, upload_sha256, upload_bytes, *wanted)
     publication = await of_request(conn, request_id)
     assert publication is not None
     return publication
@@ -63,7 +67,11 @@ async def claim(conn: Queryable, seconds: float) -> Claim | None:
     """Take the publication that has waited longest, for so many seconds; None when there is nothing to do."""
     token = uuid4()
     row = await conn.fetchrow(SQL["claim"], token, timedelta(seconds=seconds))
-    return None if row is None else Claim(row["id"], token, row["upload_sha256"])
+    return None if row is None else _claim(row, token)
+
+
+def _claim(row: asyncpg.Record, token: UUID) -> Claim:
+    return Claim(row["id"], token, row["upload_sha256"], Wanted(row["wanted_name"], row["wanted_version"]))
 
 
 async def renew(conn: Queryable, held: Claim, seconds: float) -> bool:
@@ -167,6 +175,8 @@ async def _insert_version(conn: Conn, content: VersionContent, verification: Ver
         _dump(verification),
         content.manifest_yaml,
         content.harness_json,
+        content.competition_run,
+        content.competition_about,
     )
     return row is not None
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from benchgen.bundle.problems import Problem
 from benchgen.eval.v1 import environment_pb2
-from services.hub.publishing.domain import Environment, Publication, State, Verdict, Verification, Version
+from services.hub.publishing.domain import (
+    Environment,
+    Publication,
+    SolutionScores,
+    State,
+    Verdict,
+    Verification,
+    Version,
+)
 from services.hub.registry.messages import generation_message
 from services.hub.wire import timestamp
 
@@ -51,6 +59,7 @@ def version_message(version: Version) -> environment_pb2.EnvironmentVersion:
         create_time=timestamp(version.created_at),
         manifest_yaml=version.manifest_yaml,
         split=version.split,
+        competition_json=version.competition_about,
     )
 
 
@@ -93,6 +102,12 @@ def verification_message(verification: Verification) -> environment_pb2.Verifica
         oracle_mean=verification.oracle_mean,
         empty_mean=verification.empty_mean,
         message=verification.message,
+        solutions=[
+            environment_pb2.SolutionScores(
+                solution=one.solution, case_id=one.case_id, scores=one.scores, error=one.error
+            )
+            for one in verification.solutions
+        ],
     )
 
 
@@ -107,6 +122,10 @@ def read_verification(message: environment_pb2.Verification) -> Verification:
         oracle_mean=message.oracle_mean if message.HasField("oracle_mean") else None,
         empty_mean=message.empty_mean if message.HasField("empty_mean") else None,
         message=message.message,
+        solutions=tuple(
+            SolutionScores(one.solution, one.case_id, dict(one.scores), one.error)
+            for one in message.solutions
+        ),
     )
 
 

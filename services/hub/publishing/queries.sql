@@ -4,9 +4,9 @@ WITH known AS (
     SELECT digest, environment_version, cases, verification
     FROM publications WHERE upload_sha256 = $3 AND state = 'READY' LIMIT 1
 )
-INSERT INTO publications (id, request_id, upload_sha256, upload_bytes, state, digest, environment_version, cases,
-                          verification, already_published, ended_at)
-SELECT $1, $2, $3, $4, CASE WHEN known.digest IS NULL THEN 'UPLOADED' ELSE 'READY' END, known.digest,
+INSERT INTO publications (id, request_id, upload_sha256, upload_bytes, wanted_name, wanted_version, state, digest,
+                          environment_version, cases, verification, already_published, ended_at)
+SELECT $1, $2, $3, $4, $5, $6, CASE WHEN known.digest IS NULL THEN 'UPLOADED' ELSE 'READY' END, known.digest,
        known.environment_version, known.cases, known.verification, known.digest IS NOT NULL,
        CASE WHEN known.digest IS NOT NULL THEN now() END
 FROM (SELECT 1) AS one LEFT JOIN known ON true
@@ -29,7 +29,7 @@ WHERE id = (
     LIMIT 1
     FOR UPDATE SKIP LOCKED
 )
-RETURNING id, upload_sha256
+RETURNING id, upload_sha256, wanted_name, wanted_version
 
 -- name: renew
 UPDATE publications SET claimed_until = now() + $3
@@ -74,8 +74,9 @@ SELECT name FROM environments WHERE name = $1 FOR UPDATE
 -- name: insert_version
 INSERT INTO versions (digest, environment, version, precedence, inputs_digest, targets_digest, solutions_digest,
                       scoring_digest, scoring_json, materialiser, cases, primary_rule, split, title, description,
-                      category, tags, license, generation, verification, manifest_yaml, harness_json)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)
+                      category, tags, license, generation, verification, manifest_yaml, harness_json, competition_run,
+                      competition_about)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)
 ON CONFLICT DO NOTHING
 RETURNING true
 
@@ -89,6 +90,9 @@ FROM (SELECT 1) AS one LEFT JOIN LATERAL (
     LIMIT 1
 ) AS latest ON true
 WHERE e.name = $1
+
+-- name: highest_version
+SELECT version FROM versions WHERE environment = $1 ORDER BY precedence DESC, version DESC LIMIT 1
 
 -- name: yank
 UPDATE versions SET yanked_at = now() WHERE environment = $1 AND version = $2 AND yanked_at IS NULL

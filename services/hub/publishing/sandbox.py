@@ -15,12 +15,14 @@ import structlog
 
 from benchgen.bundle.problems import Problem
 from services.hub.publishing.child import MIB
+from services.hub.publishing.domain import Wanted
 from services.hub.publishing.outcome import RESULT_FILE, Result, Stage, read_result, read_stage
 
 log = structlog.get_logger()
 
 _ROOT = Path(__file__).resolve().parents[3]
 _LOG_FILE = "child.log"
+_NOTHING_WANTED = Wanted("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +42,20 @@ class ChildDiedError(Exception):
 
 
 async def run_child(
-    archive: Path, out: Path, limits: Limits, on_stage: Callable[[Stage], Awaitable[None]]
+    archive: Path,
+    out: Path,
+    limits: Limits,
+    on_stage: Callable[[Stage], Awaitable[None]],
+    wanted: Wanted = _NOTHING_WANTED,
 ) -> Result:
     """Process a bundle.
 
+    :param wanted: how it is to be called if it does not say it itself.
     :param out: an empty folder, which holds the stores and the canonical bundle afterwards.
     :param on_stage: hears how far it is; what it raises ends the child.
     :raises ChildDiedError: it ended in a way that is not the bundle's fault as far as we can tell.
     """
-    process = await _start(archive, out, limits)
+    process = await _start(archive, out, limits, wanted)
     try:
         async with asyncio.timeout(limits.seconds) as bound:
             watch = asyncio.create_task(_watch_output(out, limits.output_bytes, process))
@@ -80,8 +87,9 @@ async def run_child(
         raise ChildDiedError("it left no result") from error
 
 
-async def _start(archive: Path, out: Path, limits: Limits) -> asyncio.subprocess.Process:
+async def _start(archive: Path, out: Path, limits: Limits, wanted: Wanted) -> asyncio.subprocess.Process:
     arguments = ["--memory", str(limits.memory_bytes), "--cpu", str(max(1, int(limits.seconds)))]
+    arguments += [f"--name={wanted.name}", f"--version={wanted.version}"]
     with (out / _LOG_FILE).open("wb") as output:
         return await asyncio.create_subprocess_exec(
             sys.executable,

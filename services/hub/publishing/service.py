@@ -14,14 +14,14 @@ import asyncpg
 import grpc
 import structlog
 
-from benchgen.errors import Exhausted, InvalidInput
+from benchgen.errors import Exhausted, InvalidInput, NotFound
 from benchgen.eval.v1 import environment_pb2, environment_pb2_grpc
 from services.common.auth import Scope, has_scope, require
 from services.common.objects import Bucket, ObjectStore
 from services.common.paging import Page, next_token
-from services.hub.publishing import domain, ledger, store
-from services.hub.publishing.domain import Publication, Version
-from services.hub.publishing.jobs import bundle_key, upload_key
+from services.hub.publishing import domain, ledger, store, submissions
+from services.hub.publishing.domain import Publication, Version, Wanted
+from services.hub.publishing.jobs import asset_key, bundle_key, upload_key
 from services.hub.publishing.messages import environment_message, publication_message, version_message
 from services.hub.publishing.spool import MOST_CHUNK_BYTES, received
 from services.hub.wire import checked_request_id
@@ -80,7 +80,8 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
                 most=self._most_upload_bytes,
             ) as upload:
                 await self._objects.put_file(Bucket.BUNDLES, upload_key(upload.sha256), upload.path)
-                made = await ledger.add(self._pool, request_id, upload.sha256, upload.size)
+                wanted = Wanted(first.header.name[:200], first.header.version[:200])
+                made = await ledger.add(self._pool, request_id, upload.sha256, upload.size, wanted)
         finally:
             self._uploads -= 1
         log.info("publishing.uploaded", publication=made.id, bytes=upload.size, known=made.already_published)
@@ -157,6 +158,39 @@ class EnvironmentService(environment_pb2_grpc.EnvironmentServiceServicer):
                 while chunk := await asyncio.to_thread(file.read, MOST_CHUNK_BYTES):
                     yield environment_pb2.DownloadBundleResponse(chunk=chunk)
 
+    async def DownloadAsset(
+        self, request: environment_pb2.DownloadAssetRequest, context: Context
+    ) -> AsyncIterator[environment_pb2.DownloadAssetResponse]:
+        require(Scope.READ)
+        async with self._pool.acquire() as conn:
+            version = await store.get_version(conn, request.name)
+        if request.sha256 not in submissions.assets_of(version):
+            raise NotFound(f"{version.name} has no page or picture {request.sha256[:80]!r}")
+        data = await self._objects.get(Bucket.BUNDLES, asset_key(request.sha256))
+        for start in range(0, len(data), MOST_CHUNK_BYTES):
+            yield environment_pb2.DownloadAssetResponse(chunk=data[start : start + MOST_CHUNK_BYTES])
+
+    async def UploadSubmission(
+        self, request_iterator: AsyncIterator[environment_pb2.UploadSubmissionRequest], context: Context
+    ) -> environment_pb2.Submission:
+        require(Scope.RUN)
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidInput("expected a header before the chunks")
+        if self._uploads >= _PARALLEL_UPLOADS:
+            raise Exhausted(f"{_PARALLEL_UPLOADS} uploads are under way; try again in a moment")
+        self._uploads += 1
+        try:
+            async with received(
+                request_iterator,
+                self._scratch,
+                declared=first.header.size_bytes,
+                most=self._most_upload_bytes,
+            ) as upload:
+                return await submissions.accept(self._objects, first.header, upload.path, self._scratch)
+        finally:
+            self._uploads -= 1
+
 
 _HIDDEN = "what is wrong is shown to keys with the scope `publish` or `answers`"
 
@@ -167,6 +201,8 @@ def _shown_version(version: Version) -> environment_pb2.EnvironmentVersion:
     if not has_scope(Scope.ANSWERS):
         message.ClearField("scoring_json")
         message.ClearField("manifest_yaml")
+        if not has_scope(Scope.PUBLISH):
+            _hide_reasons(message.verification)
     return message
 
 
@@ -178,4 +214,14 @@ def _shown_publication(publication: Publication) -> environment_pb2.Publication:
             problem.message = _HIDDEN
         if message.verification.state == environment_pb2.Verification.STATE_FAILED:
             message.verification.message = _HIDDEN
+        _hide_reasons(message.verification)
     return message
+
+
+def _hide_reasons(verification: environment_pb2.Verification) -> None:
+    """Why solutions have no scores: what programs wrote about it can quote the reference data."""
+    for one in verification.solutions:
+        if one.error:
+            one.error = _HIDDEN
+    if verification.solutions and verification.message:
+        verification.message = _HIDDEN

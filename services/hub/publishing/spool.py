@@ -13,6 +13,8 @@ from pathlib import Path
 from benchgen.errors import InvalidInput
 from benchgen.eval.v1 import environment_pb2
 
+Message = environment_pb2.UploadBundleRequest | environment_pb2.UploadSubmissionRequest
+
 MOST_CHUNK_BYTES = 1 << 20
 
 
@@ -27,7 +29,7 @@ class Received:
 
 @asynccontextmanager
 async def received(
-    chunks: AsyncIterator[environment_pb2.UploadBundleRequest], scratch: Path, *, declared: int, most: int
+    chunks: AsyncIterator[Message], scratch: Path, *, declared: int, most: int
 ) -> AsyncIterator[Received]:
     """The upload as a file, for as long as the block lasts.
 

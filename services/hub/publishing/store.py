@@ -17,6 +17,7 @@ from services.common.queries import load_queries
 from services.hub.publishing.domain import (
     Environment,
     Reference,
+    SolutionScores,
     Verdict,
     Verification,
     Version,
@@ -63,6 +64,15 @@ async def digest_of(conn: Queryable, environment: str, version: str) -> str | No
     """The digest that is published under a name and version, if any."""
     row = await conn.fetchrow(SQL["version_by_name"], environment, version)
     return None if row is None else row["digest"]
+
+
+async def next_version(conn: Queryable, environment: str) -> str:
+    """The version that an upload becomes which names none: a minor version after the highest there is."""
+    row = await conn.fetchrow(SQL["highest_version"], environment)
+    if row is None:
+        return "1.0.0"
+    major, minor, _ = row["version"].partition("+")[0].partition("-")[0].split(".")
+    return f"{major}.{int(minor) + 1}.0"
 
 
 async def _version_row(conn: Conn, reference: Reference) -> asyncpg.Record | None:
@@ -160,6 +170,8 @@ def read_version(row: asyncpg.Record) -> Version:
         generation=read_generation(row["generation"]),
         manifest_yaml=row["manifest_yaml"],
         harness_json=row["harness_json"],
+        competition_run=row["competition_run"],
+        competition_about=row["competition_about"],
         verification=read_verification(row["verification"]),
         created_at=row["created_at"],
         yanked=row["yanked_at"] is not None,
@@ -169,7 +181,8 @@ def read_version(row: asyncpg.Record) -> Version:
 def read_verification(stored: str) -> Verification:
     """A verification as it is stored."""
     fields: dict[str, Any] = orjson.loads(stored)
-    return Verification(**{**fields, "verdict": Verdict(fields["verdict"])})
+    solutions = tuple(SolutionScores(**scores) for scores in fields.get("solutions", ()))
+    return Verification(**{**fields, "verdict": Verdict(fields["verdict"]), "solutions": solutions})
 
 
 def _read_environment(row: asyncpg.Record) -> Environment:

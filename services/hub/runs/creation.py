@@ -15,6 +15,7 @@ from services.hub.registry.service import resolve_subject_model
 from services.hub.registry.store import Conn
 from services.hub.runs import budget_messages, planning, specs, store
 from services.hub.runs.budgets import Budget
+from services.hub.runs.competitions import positions_of_phase
 from services.hub.runs.domain import RunId, RunRow, new_run_id
 from services.hub.runs.specs import Answerer
 from services.hub.wire import checked_request_id
@@ -38,7 +39,7 @@ def checked_budget(message: run_pb2.Budget, spec: run_pb2.RunSpec, who: Principa
 async def _selected(request: run_pb2.CreateRunRequest, version: Version) -> list[int] | None:
     """The dataset positions of a sample; None where there is none."""
     if not request.selection.sample:
-        return None
+        return positions_of_phase(request, version)
     # A second for a million.
     return await asyncio.to_thread(planning.draw, version.cases, request.selection.sample, request.seed)
 
@@ -156,6 +157,8 @@ class Creator:
         match request.WhichOneof("subject"):
             case "predictions":
                 return specs.predictions_answerer(request.predictions)
+            case "submission":
+                return specs.submission_answerer(request.submission)
             case "model":
                 try:
                     model = await resolve_subject_model(conn, request.model, self._simulator_url)

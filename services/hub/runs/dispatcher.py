@@ -86,10 +86,11 @@ class Dispatcher:
 
     async def _takes_sandbox(self, run: RunId) -> bool:
         try:
-            return bool((await self._plans.get(run)).spec.harness_json)
+            spec = (await self._plans.get(run)).spec
         except NotFound:
             # Removed since: whoever hears the ring finds nothing.
             return False
+        return bool(spec.harness_json or spec.competition_json)
 
     async def _ring(self, ring: Ring, trace: str, sandboxed: bool) -> None:
         event = events.shard_queued(ring.shard, sandboxed=sandboxed)

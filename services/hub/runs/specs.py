@@ -9,14 +9,19 @@ from typing import NamedTuple, assert_never
 import orjson
 
 from benchgen.errors import BenchgenError, InvalidInput
-from benchgen.eval.v1 import model_pb2, run_pb2
+from benchgen.eval.v1 import environment_pb2, model_pb2, run_pb2
 from services.common.models.builtin import is_builtin, parse_builtin
 from services.hub.publishing.domain import Version
 from services.hub.registry.domain import DEFAULT_CONCURRENCY, Generation
 from services.hub.registry.messages import generation_message, read_generation
+from services.hub.runs import competitions
+from services.hub.runs.competitions import positions_of_phase
 from services.hub.runs.domain import Pool, RunId, Subject
 from services.hub.runs.planning import MOST_PLANNED, MOST_STARTS, MOST_TRIALS
 
+#: Submissions to competitions call no model; how many are worked on at once the runners' sandboxes decide.
+SUBMISSION_POOL = Pool("builtin/submission")
+_SUBMISSION_CAP = 64
 #: Runs that the scorer loads call no model; they share a lock and nothing else.
 LOADED_POOL = Pool("builtin/loaded")
 _LOADED_CAP = 1
@@ -53,6 +58,8 @@ def request_problems(request: run_pb2.CreateRunRequest) -> list[str]:
         found.append("model: expected a model or predictions, found neither")
     if request.WhichOneof("subject") == "predictions":
         found += _predictions_problems(request.predictions)
+    if request.WhichOneof("subject") == "submission":
+        found += _recorded_problems("submission", request.submission.digest, request.submission.label)
     if selection.limit and selection.sample:
         found.append(
             f"selection: expected limit or sample, found both ({selection.limit:,} and {selection.sample:,})"
@@ -69,11 +76,15 @@ def request_problems(request: run_pb2.CreateRunRequest) -> list[str]:
 
 
 def _predictions_problems(predictions: run_pb2.Predictions) -> list[str]:
+    return _recorded_problems("predictions", predictions.digest, predictions.label)
+
+
+def _recorded_problems(what: str, digest: str, label: str) -> list[str]:
     found = []
-    if not _DIGEST.fullmatch(predictions.digest):
-        found.append("predictions.digest: expected the sha256 of an uploaded file, 64 lower-case hex digits")
-    if len(predictions.label) > 200:
-        found.append(f"predictions.label: expected at most 200 characters, found {len(predictions.label):,}")
+    if not _DIGEST.fullmatch(digest):
+        found.append(f"{what}.digest: expected the sha256 of an uploaded file, 64 lower-case hex digits")
+    if len(label) > 200:
+        found.append(f"{what}.label: expected at most 200 characters, found {len(label):,}")
     return found
 
 
@@ -93,13 +104,15 @@ class Size:
 def size_of(request: run_pb2.CreateRunRequest, version: Version) -> Size:
     """How much a run of this version takes. A limit above its cases means all."""
     selection = request.selection
+    if (chosen := positions_of_phase(request, version)) is not None:
+        return Size(len(chosen), request.trials or 1)
     wanted = selection.limit or selection.sample or version.cases
     return Size(min(wanted, version.cases), request.trials or 1)
 
 
 def version_problems(request: run_pb2.CreateRunRequest, version: Version) -> list[str]:
     """Everything about a request that does not fit the version, a line each."""
-    found = []
+    found = competitions.problems(request, version)
     if request.selection.sample > version.cases:
         found.append(
             f"selection.sample: expected at most the {version.cases:,} cases of {version.name},"
@@ -116,6 +129,8 @@ def version_problems(request: run_pb2.CreateRunRequest, version: Version) -> lis
 
 def batch_of(answerer: Answerer, version: Version) -> int:
     """How many trials one start of the version's program takes; 0 where no program runs."""
+    if version.competition_run:
+        return 1
     if not version.harness_json or answerer.kind is Subject.LOADED:
         return 0
     batch: int = orjson.loads(version.harness_json)["batch"]
@@ -149,6 +164,20 @@ def cache_problems(request: run_pb2.CreateRunRequest, answerer: Answerer) -> lis
     if not request.use_cache or answerer.kind is Subject.ENDPOINT:
         return []
     return [f"use_cache: expected a registered model, found {answerer.label}, whose answers are never cached"]
+
+
+def submission_answerer(submission: environment_pb2.Submission) -> Answerer:
+    """A submission as the one who answers: a runner works on it, and no model is called."""
+    return Answerer(
+        Subject.BUILTIN,
+        run_pb2.Subject(submission=submission),
+        SUBMISSION_POOL,
+        _SUBMISSION_CAP,
+        submission.label or submission.digest[:12],
+        Generation(),
+        simulated=False,
+        needs_solutions=False,
+    )
 
 
 def model_answerer(model: model_pb2.Model) -> Answerer:
@@ -238,6 +267,7 @@ def build_spec(
         primary_rule=version.primary_rule,
         use_cache=request.use_cache,
         harness_json=version.harness_json,
+        competition_json=version.competition_run,
     )
 
 

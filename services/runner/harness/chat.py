@@ -48,6 +48,8 @@ class Trial:
     input_digest: str
     fields: Mapping[str, Any] | None = None
     """What a program sees of the case beside the messages; None where no program runs."""
+    task: Mapping[str, Any] | None = None
+    """For competitions: the programs and data of the prediction step."""
 
 
 @dataclass(frozen=True, slots=True)

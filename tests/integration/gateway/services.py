@@ -260,6 +260,38 @@ class Services(
             result.response = "x" * (rpc.MAX_MESSAGE + 1)
         return result_pb2.ListResultsResponse(results=[result])
 
+    async def DownloadAsset(
+        self, request: environment_pb2.DownloadAssetRequest, context: Context
+    ) -> AsyncIterator[environment_pb2.DownloadAssetResponse]:
+        self._note("DownloadAsset", request, context)
+        yield environment_pb2.DownloadAssetResponse(chunk=b"# Page")
+
+    async def UploadSubmission(
+        self, request_iterator: AsyncIterator[environment_pb2.UploadSubmissionRequest], context: Context
+    ) -> environment_pb2.Submission:
+        first = await anext(aiter(request_iterator))
+        self._note("UploadSubmission", first.header, context)
+        body = b"".join([request.chunk async for request in request_iterator])
+        digest = hashlib.sha256(body).hexdigest()
+        return environment_pb2.Submission(digest=digest, files=2, label=first.header.label)
+
+    async def GetTask(self, request: result_pb2.GetTaskRequest, context: Context) -> result_pb2.Task:
+        self._note("GetTask", request, context)
+        return result_pb2.Task(run=request.run, case_id=request.case_id)
+
+    async def DownloadTaskFile(
+        self, request: result_pb2.DownloadTaskFileRequest, context: Context
+    ) -> AsyncIterator[result_pb2.DownloadTaskFileResponse]:
+        self._note("DownloadTaskFile", request, context)
+        for _ in range(3):
+            yield result_pb2.DownloadTaskFileResponse(chunk=b"page ")
+
+    async def GetLeaderboard(
+        self, request: result_pb2.GetLeaderboardRequest, context: Context
+    ) -> result_pb2.Leaderboard:
+        self._note("GetLeaderboard", request, context)
+        return result_pb2.Leaderboard(columns=["a"])
+
     async def ListCalls(
         self, request: result_pb2.ListCallsRequest, context: Context
     ) -> result_pb2.ListCallsResponse:

@@ -241,7 +241,7 @@ async def test_the_documents_need_no_key_and_nothing_from_elsewhere(gateway: Gat
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert len(operations) == 29
+    assert len(operations) == 34
     for name, operation in operations.items():
         assert operation["security"] == [{"HTTPBearer": []}], name
         assert operation["summary"], name

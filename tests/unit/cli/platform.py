@@ -479,6 +479,39 @@ class Platform(
         token = str(end) if end < len(found) else ""
         return result_pb2.ListResultsResponse(results=found[start:end], next_page_token=token)
 
+    def DownloadAsset(  # noqa: N802
+        self, request: environment_pb2.DownloadAssetRequest, context: grpc.ServicerContext
+    ) -> Iterator[environment_pb2.DownloadAssetResponse]:
+        self.admit(context)
+        yield environment_pb2.DownloadAssetResponse()
+
+    def UploadSubmission(  # noqa: N802
+        self, requests: Iterator[environment_pb2.UploadSubmissionRequest], context: grpc.ServicerContext
+    ) -> environment_pb2.Submission:
+        self.admit(context)
+        header = next(requests).header
+        content = b"".join(request.chunk for request in requests)
+        digest = hashlib.sha256(content).hexdigest()
+        return environment_pb2.Submission(digest=digest, label=header.label, answers_only=header.answers_only)
+
+    def GetTask(  # noqa: N802
+        self, request: result_pb2.GetTaskRequest, context: grpc.ServicerContext
+    ) -> result_pb2.Task:
+        self.admit(context)
+        return result_pb2.Task(run=request.run, case_id=request.case_id)
+
+    def DownloadTaskFile(  # noqa: N802
+        self, request: result_pb2.DownloadTaskFileRequest, context: grpc.ServicerContext
+    ) -> Iterator[result_pb2.DownloadTaskFileResponse]:
+        self.admit(context)
+        yield result_pb2.DownloadTaskFileResponse()
+
+    def GetLeaderboard(  # noqa: N802
+        self, request: result_pb2.GetLeaderboardRequest, context: grpc.ServicerContext
+    ) -> result_pb2.Leaderboard:
+        self.admit(context)
+        return result_pb2.Leaderboard()
+
     def ListCalls(  # noqa: N802
         self, request: result_pb2.ListCallsRequest, context: grpc.ServicerContext
     ) -> result_pb2.ListCallsResponse:

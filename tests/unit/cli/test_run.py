@@ -172,7 +172,7 @@ def test_what_came_from_the_cache_is_told_apart(benchgen: Command, platform: Pla
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "gsm8k-mini"), "expected either --model NAME or --predictions FILE, found neither"),
+        (("run", "gsm8k-mini"), "expected one of --model NAME, --predictions FILE and --submission FILE"),
         ((*SIMULATED, "--limit", "2", "--sample", "2"), "expected either --limit or --sample, found both"),
         ((*SIMULATED, "--limit", "0"), "0 is not in the range"),
         ((*SIMULATED, "--fail-under", "80"), "expected a share such as 0.8 or 80%"),

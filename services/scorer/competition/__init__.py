@@ -1,0 +1,1 @@
+"""Competitions at the scorer: scores of tasks, solutions of new versions, logs, detailed results, leaderboards."""
