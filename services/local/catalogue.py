@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import yaml
+
 from benchgen.bundle import MANIFEST_FILE
 from benchgen.client import Client
 from benchgen.errors import BenchgenError
@@ -19,8 +21,12 @@ CATALOGUE = PROGRAM_ROOT / "environments"
 _PATIENCE_SECONDS = 5.0
 
 
+#: Rules of these types run programs to score the reference solutions, which takes seconds.
+_SLOW_RULES = ("code_tests", "program")
+
+
 def publish_ready_environments(
-    grpc_address: str, api_key: str, marker: Path, stopping: Callable[[], bool]
+    grpc_address: str, api_key: str, marker: Path, stopping: Callable[[], bool], *, slow: bool
 ) -> None:
     """Publish what has not been published from here; reports a line for each.
 
@@ -28,9 +34,14 @@ def publish_ready_environments(
 
     :param marker: remembers what was published, by the digest of its manifest.
     :param stopping: whether the stack is being stopped: the rest is published at the next start.
+    :param slow: those whose reference solutions take time to score, or all others.
     """
     done = json.loads(marker.read_text()) if marker.exists() else {}
-    waiting = [(folder, digest) for folder, digest in _folders() if done.get(folder.name) != digest]
+    waiting = [
+        (folder, digest)
+        for folder, digest in _folders()
+        if done.get(folder.name) != digest and _is_slow(folder) is slow
+    ]
     if not waiting:
         return
     with Client(grpc_address, api_key, patience=_PATIENCE_SECONDS) as client:
@@ -45,6 +56,11 @@ def publish_ready_environments(
             done[folder.name] = digest
             report.say(f"  published  {publication.environment_version} ({publication.cases} cases)")
             write_private(marker, json.dumps(done))
+
+
+def _is_slow(folder: Path) -> bool:
+    manifest = yaml.safe_load((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    return any(rule.get("type") in _SLOW_RULES for rule in manifest["scoring"])
 
 
 def _folders() -> Iterator[tuple[Path, str]]:

@@ -133,6 +133,13 @@ class Supervisor:
             raise LocalStackError(
                 f"not ready after {START_SECONDS:.0f} s: {waiting}; see the logs in {self._data.logs}"
             ) from None
+        await self._publish(slow=False)
+        self._announced = True
+        self._write_down()
+        report.ready(self._state(), time.monotonic() - self._began)
+        await self._publish(slow=True)
+
+    async def _publish(self, *, slow: bool) -> None:
         if "gateway" in self._ready:
             await asyncio.to_thread(
                 publish_ready_environments,
@@ -140,10 +147,8 @@ class Supervisor:
                 self._settings.credentials.api_key,
                 self._data.path / "published.json",
                 self._stopping.is_set,
+                slow=slow,
             )
-        self._announced = True
-        self._write_down()
-        report.ready(self._state(), time.monotonic() - self._began)
 
     def _state(self) -> StackState:
         ports = {unit.name: unit.port for unit in self._units}
