@@ -187,10 +187,13 @@ def _label(value: object, default: str) -> str:
 
 def _old_board(boards: Fields, name: str, entries: list[tuple[int, Fields, str]]) -> Leaderboard:
     columns = []
+    primary = 0
     # Ranks order the columns; columns of the same rank keep the order of the file.
     for index, (_, column, key) in enumerate(sorted(entries, key=lambda entry: entry[0])):
         if "computed" in column:
-            column.note("a column computed from ranks has no value here: it stays empty", "computed")
+            column.note("a column computed from ranks has no value here: the next one ranks", "computed")
+            # The one that ranks has values: what is computed can only rank where nothing else could.
+            primary += primary == index < len(entries) - 1
         columns.append(
             Column(
                 key=key,
@@ -206,6 +209,6 @@ def _old_board(boards: Fields, name: str, entries: list[tuple[int, Fields, str]]
         key=name,
         title=board.text("label", name, limit=200) if board else name,
         columns=tuple(columns),
-        primary_index=0,
+        primary_index=primary,
         hidden=board.flag("hidden") if board else False,
     )

@@ -22,6 +22,7 @@ from benchgen.bundle.yamldoc import YamlDocument, read_yaml
 from .support import (
     DOCUMENTED,
     METADATA,
+    OLD,
     PARALLEL,
     PROGRAM,
     REFERENCE,
@@ -111,6 +112,15 @@ def test_version_1_5(tmp_path: Path) -> None:
     assert [(column.key, column.sorting) for column in extra.columns] == [("seconds", "asc")]
     assert [column.key for column in found.columns] == ["accuracy", "count", "overall", "seconds"]
     assert any("computed from ranks" in str(warning) for warning in read_.warnings)
+
+
+def test_a_column_computed_from_ranks_does_not_rank(tmp_path: Path) -> None:
+    computed = OLD.replace(
+        "      label: Accuracy\n", "      label: Accuracy\n      computed: {operation: Avg, fields: count}\n"
+    )
+    results, _ = read(tmp_path, old(computed)).leaderboards
+    assert [column.key for column in results.columns] == ["accuracy", "count", "overall"]
+    assert results.primary.key == "count"
 
 
 def test_version_1_8_drops_the_parent_phase(tmp_path: Path) -> None:
