@@ -9,6 +9,7 @@ import secrets
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from services.gateway.passthrough import PUBLIC_SERVICES
 from services.local.state import DataDir
 from tests.conftest import LocalStack
 from tests.e2e.test_http import Http
+from tests.unit.bundle.competition.support import folder_tree
+from tests.unit.bundle.competition.support import zipped as zip_of
 
 CASES = 6
 END_SECONDS = 60.0
@@ -69,6 +72,42 @@ def zipped(folder: Path, name: str, oracle: str) -> bytes:
     (folder / "source" / "data").mkdir(parents=True)
     (folder / "source" / "environment.yaml").write_text(MANIFEST.format(name=name, oracle=oracle))
     (folder / "source" / "data" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    bundle.pack(folder / "source", folder / "bundle.zip")
+    return (folder / "bundle.zip").read_bytes()
+
+
+COMPETITION = """\
+title: Judged
+phases: [{index: 0, name: Only, tasks: [0]}]
+tasks: [{index: 0, name: Words, scoring_program: scoring, reference_data: reference}]
+solutions: [{index: 0, path: solution.zip, tasks: [0]}]
+pages: [{title: Overview, file: overview.md}]
+leaderboards:
+  - {title: Results, key: main, columns: [{title: Accuracy, key: accuracy, index: 0}]}
+"""
+#: Says what is expected wherever it can be said: logs, details, single cases, and why there is no score.
+SCORING = """\
+truth = open("/app/input/ref/truth.txt").read()
+given = open("/app/input/res/answers.txt").read()
+print(truth)
+open("/app/output/detailed_results.html", "w").write(truth)
+open("/app/output/results.jsonl", "w").write('{"case_id": "0", "value": 0.5, "target": "%s"}\\n' % truth)
+if given == "worse":
+    raise SystemExit(truth)
+open("/app/output/scores.json", "w").write('{"accuracy": 0.5}')
+"""
+
+
+def competition(folder: Path) -> bytes:
+    """A competition as it is uploaded; its solution fails, and the reason quotes the truth."""
+    files = {
+        "competition.yaml": COMPETITION,
+        "overview.md": "Guess.",
+        "scoring/metadata.yaml": "command: python3 score.py",
+        "scoring/score.py": SCORING,
+        "reference/truth.txt": TARGET,
+    }
+    folder_tree(folder / "source", {**files, "solution.zip": zip_of({"answers.txt": "worse"})})
     bundle.pack(folder / "source", folder / "bundle.zip")
     return (folder / "bundle.zip").read_bytes()
 
@@ -119,13 +158,37 @@ def everything_over_http(http: Http, ids: dict[str, list[str]]) -> Iterator[tupl
     for path in (path for path, methods in paths.items() if "get" in methods):
         filled = [path]
         for parameter in re.findall(r"{(\w+)}", path):
-            kind = "model" if "/models/" in path else parameter
+            kind = _kind(path, parameter)
             values = [urllib.parse.quote(value) for value in ids[kind]]
             filled = [one.replace(f"{{{parameter}}}", value) for one in filled for value in values]
         for one in filled:
-            found = http("GET", one)
-            assert found.status == 200, (one, found.body)
-            yield path, found.body.decode()
+            found = http("GET", one + CASE_OF.get(path, ""))
+            if path not in CLOSED or found.status != HTTPStatus.FORBIDDEN:
+                assert found.status == HTTPStatus.OK, (one, found.body)
+                yield path, found.body.decode(errors="replace")
+
+
+#: The case that is asked for, where one has to be.
+FILES = "/api/v1/runs/{run}/task/{file}"
+CASE_OF = {
+    "/api/v1/runs/{run}/calls": "?case_id=case-0",
+    "/api/v1/runs/{run}/task": "?case_id=Only/Words",
+    FILES: "?case_id=Only/Words",
+}
+#: What may be refused without another scope.
+CLOSED = {FILES, "/api/v1/keys"}
+
+
+def _kind(path: str, parameter: str) -> str:
+    """Which ids fit a parameter of a path: some routes are for competitions alone."""
+    if path.endswith(("/task", "/task/{file}", "/leaderboard", "/assets/{sha256}")) and parameter in (
+        "run",
+        "name",
+    ):
+        return f"competition {parameter}"
+    if path.endswith("/calls"):
+        return "plain run"
+    return "model" if "/models/" in path else parameter
 
 
 #: How every public method is asked that only reads; the ids are filled in.
@@ -148,12 +211,15 @@ REQUESTS: dict[str, tuple[str | None, Callable[[str], Message]]] = {
     "ResumeRun": ("run", lambda run: run_pb2.ResumeRunRequest(name=run)),
     "CancelRun": ("run", lambda run: run_pb2.CancelRunRequest(name=run)),
     "ListResults": ("run", lambda run: result_pb2.ListResultsRequest(run=run)),
+    "ListCalls": ("plain run", lambda run: result_pb2.ListCallsRequest(run=run, case_id="case-0")),
+    "GetTask": ("competition run", lambda run: result_pb2.GetTaskRequest(run=run, case_id="Only/Words")),
     "GetReport": ("run", lambda run: result_pb2.GetReportRequest(run=run)),
 }
 #: Those that need other scopes, have no answers, or were called over HTTP.
 OTHERS = {
     *("UploadBundle", "YankEnvironmentVersion", "DownloadBundle", "UploadPredictions", "CreateRun"),
     *("CreateModel", "GetModel", "ListModels", "DeleteModel", "TestModel", "PauseRun", "DeleteRun"),
+    *("EstimateRun", "ClearCache", "UploadSubmission", "DownloadAsset", "DownloadTaskFile", "GetLeaderboard"),
 }
 
 
@@ -197,11 +263,25 @@ def ids(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         {"environment": "hidden", "model": "builtin/constant?text=no"},
         stored,
     ]
+    judged = published(admin, competition(tmp_path_factory.mktemp("judged")))
+    assert judged["state"] == "ready", judged["problems"]
+    tasks = []
+    for answers in ("better", "worse"):
+        path = "/api/v1/predictions?environment=judged"
+        data = zip_of({"answers.txt": answers})
+        tasks.append(ended(runner, runner("POST", path, body=data, content_type="application/zip").json))
+    about = admin("GET", "/api/v1/environments/judged/versions/1.0.0").json["competition"]
+    runs = [ended(runner, subject) for subject in subjects]
     return {
-        "name": ["hidden"],
+        "name": ["hidden", "judged"],
+        "competition name": ["judged"],
         "version": ["1.0.0", "latest"],
-        "publication": [good["publication"], bad["publication"]],
-        "run": [ended(runner, subject) for subject in subjects],
+        "sha256": [page["sha256"] for page in about["pages"]],
+        "publication": [good["publication"], bad["publication"], judged["publication"]],
+        "run": [*runs, *tasks],
+        "plain run": runs,
+        "competition run": tasks,
+        "file": ["predictions", "details", "cases"],
         "model": ["builtin/oracle"],
     }
 
@@ -217,6 +297,7 @@ WITH_ANSWERS = {
     "/api/v1/environments/{name}/versions",
     "/api/v1/environments/{name}/versions/{version}",
     "/api/v1/runs/{run}/results",
+    *("/api/v1/runs/{run}/task", FILES, "GetTask"),
     *("GetPublication", "GetEnvironmentVersion", "ListEnvironmentVersions", "ListResults"),
     *("GetRun", "ListRuns", "WatchRun", "ResumeRun", "CancelRun"),
 }
@@ -249,7 +330,7 @@ def test_no_answer_is_seen_without_the_scope(stack: LocalStack, ids: dict[str, l
 
 def test_what_is_no_answer_is_seen_all_the_same(stack: LocalStack, ids: dict[str, list[str]]) -> None:
     http = Http(stack, new_key(stack, Scope.READ, Scope.RUN))
-    by_run = {run: http("GET", f"/api/v1/runs/{run}/results").json["items"] for run in ids["run"]}
+    by_run = {run: http("GET", f"/api/v1/runs/{run}/results").json["items"] for run in ids["plain run"]}
     oracle, simulated, constant, loaded = by_run.values()
     for result in (*oracle, *simulated):
         assert result["response"] == ""
