@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from benchgen.cli import text
+from benchgen.cli.options import HIGHEST_COUNT, HIGHEST_TOKENS, at_most
 
 if TYPE_CHECKING:
     from benchgen.eval.v1 import run_pb2
@@ -19,6 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _PICOUSD = 10**12
 _MOST_USD = 10**6
+_MOST_SECONDS = 3_650 * 86_400
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "min": 60, "s": 1}
 _PARTS = re.compile(r"(?:(\d+(?:\.\d+)?)\s*(d|h|min|m|s))", re.ASCII)
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:d|h|min|m|s)\s*)+", re.ASCII)
@@ -48,6 +50,8 @@ def read_period(_context: click.Context, _option: click.Parameter, value: str | 
         seconds = sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(written))
     if seconds <= 0:
         raise click.BadParameter(f"expected a time such as 90s, 20m or 1h30m, found {value!r}")
+    if seconds > _MOST_SECONDS:
+        raise click.BadParameter(f"expected at most 3650d, found {value!r}")
     return seconds
 
 
@@ -65,6 +69,7 @@ def budget_options(function: Function) -> Function:
             "max_total_tokens",
             metavar="N",
             type=click.IntRange(min=0),
+            callback=at_most(HIGHEST_TOKENS),
             help="Pause the run before it uses more tokens, in and out.",
         ),
         click.option(
@@ -77,6 +82,7 @@ def budget_options(function: Function) -> Function:
             "--max-errors",
             metavar="N",
             type=click.IntRange(min=0),
+            callback=at_most(HIGHEST_COUNT),
             help="Pause the run when more results than this stand at a fault.",
         ),
     )

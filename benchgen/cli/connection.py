@@ -69,6 +69,12 @@ class Target:
         stack = self._running()
         if stack is None:
             if not start:
+                if self._is_supervised():
+                    raise Stop(
+                        Exit.UNREACHABLE,
+                        f"the stack in {self.folder()} runs, but its gateway does not answer",
+                        "`benchgen status` shows what is ready; what died is started again by itself",
+                    )
                 raise Stop(
                     Exit.UNREACHABLE,
                     f"no server: none is configured, and none runs in {self.folder()}",
@@ -76,6 +82,10 @@ class Target:
                 )
             stack = self._started()
         return _client(stack.grpc, stack.api_key_file.read_text().strip())
+
+    def _is_supervised(self) -> bool:
+        stack = _read_stack(self.folder())
+        return stack is not None and _is_alive(stack.pid)
 
     def _running(self) -> _LocalStack | None:
         stack = _read_stack(self.folder())

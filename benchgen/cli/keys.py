@@ -9,7 +9,7 @@ import click
 from benchgen.cli import text
 from benchgen.cli.budget import read_usd
 from benchgen.cli.connection import Target
-from benchgen.cli.options import help_alone, json_option, pass_target, server_options
+from benchgen.cli.options import HIGHEST_TOKENS, at_most, help_alone, json_option, pass_target, server_options
 from benchgen.cli.output import emit, note, print_json, table
 
 if TYPE_CHECKING:
@@ -47,7 +47,13 @@ def keys(context: click.Context) -> None:
     help="What it may do. Repeatable.",
 )
 @click.option("--max-cost", metavar="USD", callback=read_usd, help="US dollars that its runs may cost a day.")
-@click.option("--max-tokens", metavar="N", type=click.IntRange(min=0), help="Tokens that they may use a day.")
+@click.option(
+    "--max-tokens",
+    metavar="N",
+    type=click.IntRange(min=0),
+    callback=at_most(HIGHEST_TOKENS),
+    help="Tokens that they may use a day.",
+)
 @json_option
 @server_options
 @pass_target
@@ -133,7 +139,13 @@ def rm(target: Target, *, key: str) -> None:
 @keys.command()
 @click.argument("key", metavar="KEY")
 @click.option("--max-cost", metavar="USD", callback=read_usd, help="US dollars that its runs may cost a day.")
-@click.option("--max-tokens", metavar="N", type=click.IntRange(min=0), help="Tokens that they may use a day.")
+@click.option(
+    "--max-tokens",
+    metavar="N",
+    type=click.IntRange(min=0),
+    callback=at_most(HIGHEST_TOKENS),
+    help="Tokens that they may use a day.",
+)
 @json_option
 @server_options
 @pass_target

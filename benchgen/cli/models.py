@@ -15,7 +15,15 @@ from benchgen.cli import text
 from benchgen.cli.connection import Target
 from benchgen.cli.exits import Exit, Stop
 from benchgen.cli.generation import generation_of
-from benchgen.cli.options import generation_options, help_alone, json_option, pass_target, server_options
+from benchgen.cli.options import (
+    HIGHEST_COUNT,
+    at_most,
+    generation_options,
+    help_alone,
+    json_option,
+    pass_target,
+    server_options,
+)
 from benchgen.cli.output import emit, fields, note, print_json, table
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -70,6 +78,7 @@ def model(context: click.Context) -> None:
     "--max-concurrency",
     metavar="N",
     type=click.IntRange(min=1),
+    callback=at_most(HIGHEST_COUNT),
     help="The most calls at the same time. [default: 64]",
 )
 @click.option("--description", default="", help="One line about it.")

@@ -12,6 +12,22 @@ from benchgen.cli.connection import Target
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+#: The highest numbers that the server takes.
+HIGHEST_COUNT = 2**31 - 1
+HIGHEST_TOKENS = 2**60
+HIGHEST_SEED = 2**64 - 1
+
+
+def at_most(highest: int) -> Callable[[click.Context, click.Parameter, int | None], int | None]:
+    """A callback that refuses higher numbers. As a part of the type it would fill the help with digits."""
+
+    def check(_context: click.Context, _option: click.Parameter, value: int | None) -> int | None:
+        if value is not None and value > highest:
+            raise click.BadParameter(f"expected at most {highest:,}, found {value:,}")
+        return value
+
+    return check
+
 
 class Sections(click.Group):
     """A group whose help lists its commands under headings."""
@@ -98,6 +114,7 @@ def generation_options(function: Function) -> Function:
             "max_tokens",
             metavar="N",
             type=click.IntRange(min=1),
+            callback=at_most(HIGHEST_COUNT),
             help="The longest a reply may get.",
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="End replies at this text. Repeatable."),

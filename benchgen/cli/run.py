@@ -15,7 +15,15 @@ from benchgen.cli.connection import Target
 from benchgen.cli.environments import publish, require_manifest
 from benchgen.cli.exits import Exit, Stop
 from benchgen.cli.generation import generation_of
-from benchgen.cli.options import generation_options, json_option, pass_target, server_options
+from benchgen.cli.options import (
+    HIGHEST_COUNT,
+    HIGHEST_SEED,
+    at_most,
+    generation_options,
+    json_option,
+    pass_target,
+    server_options,
+)
 from benchgen.cli.output import emit, fields, note, print_json
 from benchgen.cli.progress import follow
 
@@ -58,8 +66,20 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.option(
     "--phase", default="", help="Only this phase of a competition, by its name or its place from 0."
 )
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N cases.")
-@click.option("--sample", metavar="N", type=click.IntRange(min=1), help="Only N cases, drawn with the seed.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    callback=at_most(HIGHEST_COUNT),
+    help="Only the first N cases.",
+)
+@click.option(
+    "--sample",
+    metavar="N",
+    type=click.IntRange(min=1),
+    callback=at_most(HIGHEST_COUNT),
+    help="Only N cases, drawn with the seed.",
+)
 @click.option(
     "--trials",
     metavar="N",
@@ -72,6 +92,7 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
     "--seed",
     metavar="N",
     type=click.IntRange(min=0),
+    callback=at_most(HIGHEST_SEED),
     default=0,
     show_default=True,
     help="Where all randomness starts.",

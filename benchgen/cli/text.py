@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def usd(amount: float | None) -> str:
         return UNKNOWN
     if amount == 0 or amount >= 1:
         return f"${amount:,.2f}"
-    return f"${amount:.2g}" if amount < 0.0001 else f"${amount:.4f}"
+    return f"${Decimal(f'{amount:.2g}'):f}" if amount < 0.0001 else f"${amount:.4f}"
 
 
 def milliseconds(amount: float | None) -> str:

@@ -26,6 +26,7 @@ _STEADY_SECONDS = 30.0
 # Deaths before the first readiness that end `up`: something is wrong that trying again does not cure.
 _HOPELESS = 4
 _PROBE_SECONDS = 0.05
+_LEAVING_SECONDS = 1.0
 
 
 class Supervisor:
@@ -93,7 +94,7 @@ class Supervisor:
             self._ended[unit.name] = asyncio.Event()
             self._write_down()
             await self._until_ready(unit, child)
-            await self._ended[unit.name].wait()
+            await self._until_ended(unit, child)
             await self._mourn(unit, child)
             if time.monotonic() - child.started > _STEADY_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
@@ -110,6 +111,18 @@ class Supervisor:
                 self._ready[unit.name].set()
                 return
             await asyncio.sleep(_PROBE_SECONDS)
+
+    async def _until_ended(self, unit: Unit, child: Child) -> None:
+        """Wait for its end, and hasten it where it refuses work already: services never let go of a server."""
+        while True:
+            try:
+                async with asyncio.timeout(_LEAVING_SECONDS):
+                    await self._ended[unit.name].wait()
+            except TimeoutError:
+                if await asyncio.to_thread(unit.is_leaving):
+                    child.ask_to_stop()
+            else:
+                return
 
     async def _mourn(self, unit: Unit, child: Child) -> None:
         """Report a death, and give up where a start was hopeless from the beginning."""

@@ -35,6 +35,9 @@ class Unit(Protocol):
     def provision(self) -> None:
         """Set it up once it answers."""
 
+    def is_leaving(self) -> bool:
+        """Say whether somebody told it to stop, and it stays for as long as others use it."""
+
     def clean_up(self) -> None:
         """Remove what it leaves behind when it has ended."""
 
@@ -77,6 +80,10 @@ class ServiceUnit:
 
     def provision(self) -> None:
         """Do nothing: services migrate their own schemas and declare their own streams."""
+
+    def is_leaving(self) -> bool:
+        """Say no: told to stop, it does."""
+        return False
 
     def clean_up(self) -> None:
         """Do nothing: it leaves nothing behind."""

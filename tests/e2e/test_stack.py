@@ -136,6 +136,24 @@ async def test_a_killed_server_is_started_again_with_its_data(data_dir: Path) ->
     assert "died (SIGKILL)" in (data_dir / "logs" / "supervisor.log").read_text()
 
 
+async def test_a_database_that_is_told_to_stop_while_it_is_used_does_not_linger(data_dir: Path) -> None:
+    start_servers(data_dir)
+    dsn = DataDir(data_dir).settings().postgres().dsn("hub")
+    # On SIGTERM it takes no new client, and waits for the old ones. Those of services never leave.
+    client = await asyncpg.connect(dsn)
+    os.kill(services_of(data_dir)["postgres"]["pid"], signal.SIGTERM)
+
+    def healed() -> bool:
+        server = services_of(data_dir)["postgres"]
+        return bool(server["health"] == "ready" and server["restarts"])
+
+    eventually(healed)
+    client.terminate()
+    again = await asyncpg.connect(dsn)
+    assert await again.fetchval("SELECT 1") == 1
+    await again.close()
+
+
 def test_a_killed_supervisor_leaves_nothing_running(data_dir: Path) -> None:
     start_servers(data_dir)
     os.kill(status(data_dir)["pid"], signal.SIGKILL)

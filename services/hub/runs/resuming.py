@@ -65,13 +65,17 @@ class Resumes:
         :param budget: takes the place of the run's; None: it keeps the one it has.
         :raises InvalidInput: the budget makes no sense, or cannot be kept.
         :raises NotFound: there is no such run.
-        :raises FailedPrecondition: it is being cancelled, or its model is not what it was.
+        :raises FailedPrecondition: it is being cancelled, its model is not what it was, or it is under way with
+            another budget.
         :raises Unavailable: the scorer cannot be asked.
         """
         for _ in range(_TRIES):
             async with self._db.acquire() as conn:
                 seen = await store.get_run(conn, run)
-            if (epoch and seen.epoch > epoch) or _following(seen) is seen.state:
+            if epoch and seen.epoch > epoch:
+                return seen
+            if _following(seen) is seen.state:
+                await self._check_same_budget(seen, budget)
                 return seen
             missing = await self._missing(run)
             if not missing and not seen.shards_open:
@@ -81,6 +85,22 @@ class Resumes:
                 return resumed
             await asyncio.sleep(_PAUSE_SECONDS)
         raise Unavailable(f"run {run} keeps changing; try again")
+
+    async def _check_same_budget(self, seen: RunRow, budget: run_pb2.Budget | None) -> None:
+        """Make sure that nobody believes in a budget that is not the one of a run that goes on.
+
+        :raises FailedPrecondition: it is another one.
+        """
+        if budget is None:
+            return
+        new = checked_budget(budget, run_pb2.RunSpec.FromString(seen.spec), principal.get())
+        async with self._db.acquire() as conn:
+            now = (await budget_store.spends(conn, [seen.id]))[seen.id].budget
+        if new != now:
+            raise FailedPrecondition(
+                f"the run is {seen.state}, and keeps its budget while it is under way; pause it, then resume it"
+                " with the new one"
+            )
 
     async def _standing(self, seen: RunRow, budget: run_pb2.Budget | None) -> _Standing | None:
         """What a budget goes on from; None where there is none.

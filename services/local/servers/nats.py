@@ -68,5 +68,9 @@ class NatsServer:
     def provision(self) -> None:
         """Do nothing: the services declare their streams themselves."""
 
+    def is_leaving(self) -> bool:
+        """Say no: told to stop, it does."""
+        return False
+
     def clean_up(self) -> None:
         """Do nothing: all it writes is in its folder."""

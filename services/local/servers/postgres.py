@@ -229,5 +229,12 @@ class PostgresServer:
         finally:
             await connection.close()
 
+    def is_leaving(self) -> bool:
+        """Say whether it shuts down and refuses new clients: after SIGTERM it does so until the last one has left."""
+        try:
+            return (self._data / "postmaster.pid").read_text().rstrip().endswith("\nstopping")
+        except OSError:
+            return False
+
     def clean_up(self) -> None:
         """Do nothing: the server removes what it leaves outside its data folder."""

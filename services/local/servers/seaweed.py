@@ -227,6 +227,10 @@ class SeaweedServer:
             if name not in there:
                 client.make_bucket(name)
 
+    def is_leaving(self) -> bool:
+        """Say no: told to stop, it does."""
+        return False
+
     def clean_up(self) -> None:
         """Remove the sockets that it makes in ``/tmp``, whatever it is told, and leaves there when killed."""
         for component in ("master", "volume", "filer", "s3"):

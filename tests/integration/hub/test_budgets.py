@@ -176,6 +176,22 @@ async def test_a_used_up_budget_pauses_the_run_with_the_reason_and_more_lets_it_
     assert (await hub.renew(again, says=says(1, needs=40, wants=1000))).grant.cost_picousd == 65
 
 
+async def test_a_run_that_is_under_way_keeps_its_budget_and_says_so(hub: Hub) -> None:
+    limited, free = await budgeted(hub, tokens=50), await hub.create(100)
+    for run in (limited, free):
+        with refused(FailedPrecondition) as caught:
+            await resume(hub, run, tokens=100)
+        assert "keeps its budget while it is under way; pause it" in caught[0].message
+    assert (await resume(hub, limited, tokens=50)).budget.tokens == 50
+    assert not (await resume(hub, free)).HasField("budget")
+    # A repeated request that knows of the time before is the one that was answered already.
+    request = run_pb2.PauseRunRequest(name=limited.name)
+    paused = await hub.runs.PauseRun(request, metadata=hub.as_())
+    again = run_pb2.ResumeRunRequest(name=limited.name, epoch=paused.epoch, budget=run_pb2.Budget(tokens=100))
+    for _ in range(2):
+        assert (await hub.runs.ResumeRun(again, metadata=hub.as_())).budget.tokens == 100
+
+
 async def test_resuming_without_more_pauses_again_at_the_next_call(hub: Hub) -> None:
     run = await budgeted(hub, tokens=50)
     held = await hub.lease(shard(run))

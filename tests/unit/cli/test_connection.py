@@ -63,6 +63,14 @@ def test_what_a_dead_stack_left_is_no_server(offline: Command, tmp_path: Path) -
     assert offline("env", "list", "--data-dir", "data").code == 4
 
 
+def test_a_stack_whose_gateway_is_away_is_not_said_to_be_none(offline: Command, tmp_path: Path) -> None:
+    write_stack(tmp_path / "data", "127.0.0.1:9", os.getpid())
+    ended = offline("env", "list", "--data-dir", "data")
+    assert ended.code == 4
+    assert "runs, but its gateway does not answer" in ended.err
+    assert "benchgen status" in ended.err
+
+
 def test_a_damaged_stack_file(offline: Command, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "stack.json").write_text("{")

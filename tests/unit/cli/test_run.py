@@ -141,9 +141,16 @@ def test_a_budget_reaches_the_run_and_is_shown(benchgen: Command, platform: Plat
         ("--max-cost", "-1", "expected US dollars such as 2.50"),
         ("--max-time", "soon", "expected a time such as 90s, 20m or 1h30m, found 'soon'"),
         ("--max-time", "0", "expected a time"),
+        ("--max-time", "99999999999999999d", "expected at most 3650d, found '99999999999999999d'"),
+        ("--max-tokens", "9" * 23, "expected at most 1,152,921,504,606,846,976, found 99,9"),
+        ("--max-errors", "2147483648", "expected at most 2,147,483,647, found 2,147,483,648"),
+        ("--limit", "9" * 23, "expected at most 2,147,483,647"),
+        ("--sample", "9" * 23, "expected at most 2,147,483,647"),
+        ("--seed", "18446744073709551616", "expected at most 18,446,744,073,709,551,615"),
+        ("--max-reply-tokens", "9" * 23, "expected at most 2,147,483,647"),
     ],
 )
-def test_a_budget_that_makes_no_sense(benchgen: Command, option: str, value: str, expected: str) -> None:
+def test_a_limit_that_makes_no_sense(benchgen: Command, option: str, value: str, expected: str) -> None:
     ended = benchgen(*SIMULATED, option, value)
     assert ended.code == 2
     assert expected in ended.err
