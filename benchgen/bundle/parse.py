@@ -51,12 +51,11 @@ def parse_manifest(tree: BundleTree, log: ProblemLog) -> ParsedManifest:
     """Reads the manifest of a tree; every problem goes to the log."""
     if MANIFEST_FILE not in tree:
         hint = ""
-        if "competition.yaml" in tree:
-            hint = "; competition.yaml bundles can be checked, and not yet published"
         for misspelled in ("environment.yml", "competition.yml"):
             if misspelled in tree:
                 hint = f"; rename {misspelled}"
-        log.add(MANIFEST_FILE, f"expected this file at the top of the bundle, found none{hint}")
+        expected = "expected this file, or a competition.yaml, at the top of the bundle"
+        log.add(MANIFEST_FILE, f"{expected}, found none{hint}")
         return ParsedManifest(None, None)
     size = tree.size(MANIFEST_FILE)
     if size > MAX_YAML_BYTES:

@@ -26,19 +26,21 @@ _LINE_SECONDS = 1.0
 
 
 class Pace:
-    """How fast results come in, over the last ten seconds."""
+    """How fast results come in, and scores once all results are there, over the last ten seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
-    def note(self, moment: float, recorded: int) -> None:
-        """Note how many results there are at a moment (monotonic seconds)."""
-        self._seen.append((moment, recorded))
+    def note(self, moment: float, done: int) -> None:
+        """Note how many there are at a moment (monotonic seconds). Fewer than before: something else is counted now."""
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()
+        self._seen.append((moment, done))
         while len(self._seen) > 2 and moment - self._seen[1][0] >= _WINDOW_SECONDS:
             self._seen.popleft()
 
     def per_second(self) -> float | None:
-        """Results a second; None before there is anything to tell."""
+        """How many a second; None before there is anything to tell."""
         if len(self._seen) < 2:
             return None
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
@@ -63,7 +65,7 @@ def follow(client: Client, run: run_pb2.Run) -> run_pb2.Run:
     try:
         with _view(run) as view:
             for last in watching:
-                pace.note(time.monotonic(), last.progress.recorded)
+                pace.note(time.monotonic(), _done(last))
                 view.show(last, pace)
                 if last.state == run_pb2.Run.STATE_PAUSED:
                     break
@@ -108,7 +110,7 @@ class _Bar:
             self._task,
             description=state,
             total=run.progress.planned or run.spec.planned or None,
-            completed=run.progress.recorded,
+            completed=_done(run),
             figures="  ".join(figures),
         )
 
@@ -127,13 +129,21 @@ class _Lines:
             note("  ".join(figures_of(run, pace)))
 
 
+def _done(run: run_pb2.Run) -> int:
+    """How many trials have what the run works on: results, and then their scores."""
+    from benchgen.eval.v1 import run_pb2
+
+    return run.progress.scored if run.state == run_pb2.Run.STATE_SCORING else run.progress.recorded
+
+
 def figures_of(run: run_pb2.Run, pace: Pace) -> list[str]:
     """State, done of total, rate, accuracy so far, faults, cached answers, cost and time left, as far as known."""
     from benchgen import schemas
 
     progress = run.progress
     planned = progress.planned or run.spec.planned
-    figures = [schemas.state_name(run.state), f"{text.count(progress.recorded)}/{text.count(planned)}"]
+    done = _done(run)
+    figures = [schemas.state_name(run.state), f"{text.count(done)}/{text.count(planned)}"]
     per_second = pace.per_second()
     if per_second:
         figures.append(text.rate(per_second))
@@ -144,6 +154,6 @@ def figures_of(run: run_pb2.Run, pace: Pace) -> list[str]:
         figures.append(f"{text.count(progress.cache_hits)} cached")
     if progress.calls:
         figures.append(f"cost {text.usd(schemas.cost_usd(progress))}")
-    if per_second and planned > progress.recorded:
-        figures.append(f"ETA {text.duration((planned - progress.recorded) / per_second)}")
+    if per_second and planned > done:
+        figures.append(f"ETA {text.duration((planned - done) / per_second)}")
     return figures

@@ -177,9 +177,10 @@ def test_a_pattern_of_its_own_is_target_enough(tmp_path: Path) -> None:
 
 
 def test_a_missing_manifest_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "competition.yaml").write_text("x: 1")
+    (tmp_path / "environment.yml").write_text("x: 1")
     (problem,) = problems(tmp_path)
-    assert "competition.yaml bundles can be checked" in problem.message
+    assert "expected this file, or a competition.yaml, at the top" in problem.message
+    assert problem.message.endswith("found none; rename environment.yml")
 
 
 def test_a_manifest_that_is_no_text_or_no_mapping(tmp_path: Path) -> None:

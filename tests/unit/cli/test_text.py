@@ -6,8 +6,9 @@ import pytest
 
 from benchgen import schemas
 from benchgen.cli import text
-from benchgen.cli.progress import Pace
+from benchgen.cli.progress import Pace, figures_of
 from benchgen.eval.v1 import result_pb2, run_pb2
+from benchgen.eval.v1.run_pb2 import Run, RunProgress
 from benchgen.names import environment_ref
 
 
@@ -80,6 +81,19 @@ def test_pace_is_over_the_last_ten_seconds() -> None:
     for second in range(2, 30):
         pace.note(second, 100 + second)
     assert pace.per_second() == pytest.approx(1.0)
+    # Fewer: something else is counted from here on.
+    pace.note(30, 4)
+    assert pace.per_second() is None
+    pace.note(32, 8)
+    assert pace.per_second() == 2
+
+
+def test_while_a_run_is_scored_its_scores_are_counted() -> None:
+    run = Run(state=Run.STATE_RUNNING)
+    run.progress.CopyFrom(RunProgress(planned=820, recorded=410, scored=100))
+    assert figures_of(run, Pace())[:2] == ["running", "410/820"]
+    run.state, run.progress.recorded = Run.STATE_SCORING, 820
+    assert figures_of(run, Pace())[:2] == ["scoring", "100/820"]
 
 
 def test_environment_names() -> None:
