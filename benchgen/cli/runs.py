@@ -36,6 +36,18 @@ def runs(context: click.Context) -> None:
     help_alone(context)
 
 
+def _cost(progress: run_pb2.RunProgress) -> str:
+    """What a run cost so far, and at least that where it is not known of every call."""
+    from benchgen import schemas
+
+    if not progress.calls:
+        return "none: no model was called"
+    if progress.calls_of_unknown_cost and progress.cost_picousd:
+        calls = text.counted(progress.calls_of_unknown_cost, "call")
+        return f"unknown of {calls}; the others {text.usd(progress.cost_picousd / schemas.PICOUSD)}"
+    return text.usd(schemas.cost_usd(progress))
+
+
 @runs.command("list")
 @click.option("--env", "environment", default="", metavar="NAME", help="Only runs of this environment.")
 @click.option("--model", default="", metavar="NAME", help="Only runs of this model.")
@@ -148,7 +160,7 @@ def show(target: Target, *, run: str, as_json: bool) -> None:
         ("faults", text.count(progress.faults)),
         ("accuracy", f"{_accuracy(found)} of {text.count(progress.scored)} scored"),
         ("calls", text.count(progress.calls)),
-        ("cost", text.usd(schemas.cost_usd(progress)) if progress.calls else "none: no model was called"),
+        ("cost", _cost(progress)),
         *([("cache", _cache(progress))] if spec.use_cache else []),
         ("budget", " · ".join(used_of(found.budget)) if found.HasField("budget") else ""),
         ("created", text.age(found.create_time)),

@@ -134,6 +134,15 @@ def test_a_budget_reaches_the_run_and_is_shown(benchgen: Command, platform: Plat
     assert (made.budget.cost_picousd, made.budget.HasField("tokens")) == (5 * 10**12, False)
 
 
+def test_of_a_cost_that_is_not_known_the_known_part_is_shown(benchgen: Command, platform: Platform) -> None:
+    assert benchgen(*SIMULATED).code == 0
+    progress = platform.runs["r000000000000"].progress
+    progress.calls, progress.calls_of_unknown_cost, progress.cost_picousd = 12, 1, 3 * 10**10
+    assert "unknown of 1 call; the others $0.0300" in benchgen("runs", "show", "latest").out
+    progress.calls_of_unknown_cost = 0
+    assert re.search(r"cost +\$0\.0300\n", benchgen("runs", "show", "latest").out)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "expected"),
     [
