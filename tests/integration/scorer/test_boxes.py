@@ -459,7 +459,7 @@ async def test_the_hostile_samples_of_humaneval_score_as_published(judge: BoxJud
     humaneval()
     problem = json.loads((HUMANEVAL / "example_problem.jsonl").read_text())
     samples = [json.loads(line) for line in (HUMANEVAL / "example_samples.jsonl").read_text().splitlines()]
-    by = code_rule(setup="s", entry_point="e", limits={"seconds": 1})
+    by = code_rule(setup="s", entry_point="e", limits={"seconds": 3})
     values = {
         "setup": problem["prompt"],
         "tests": f"{problem['test']}\ncheck({problem['entry_point']})",
