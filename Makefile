@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
+# How many tests at a time, each with servers of its own. Those that break things on purpose have the machine alone.
+TEST_WORKERS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROGRAMS := .venv-programs/.installed
@@ -34,7 +36,8 @@ up: setup ## Start the local stack in the foreground; Ctrl-C stops it
 
 .PHONY: test
 test: setup ## Run all tests, on real servers that they start themselves
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(TEST_WORKERS) --dist loadfile --ignore tests/resilience
+	@$(BIN)/pytest tests/resilience
 
 .PHONY: soak
 soak: setup ## Kill processes a thousand times over many runs, and other tests that take hours

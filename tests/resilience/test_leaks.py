@@ -43,6 +43,8 @@ def test_nothing_is_left_open_by_faults(cluster: Cluster, clean: Clean) -> None:
     chance = random.Random(SEED)
     edges = [edge for name, edge in cluster.edges.items() if not name.startswith("test")]
     observed = Observed(cluster, CASES, trials=TRIALS)
+    # Leases may end while PostgreSQL starts on a slow machine: what is in flight then may be asked again.
+    observed.allowed = CAP
     for _ in range(ROUNDS):
         for edge in chance.sample(edges, len(edges)):
             edge.cut()

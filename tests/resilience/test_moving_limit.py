@@ -128,6 +128,7 @@ def limited(eight: Cluster) -> Iterator[LimitedModel]:
     made.close()
 
 
+@pytest.mark.soak
 def test_a_limit_that_moves_is_followed(limited: LimitedModel) -> None:
     for bears in (64, 24):
         limited.bears = bears

@@ -16,6 +16,12 @@ from benchgen.client import Client
 from tests.unit.cli.platform import API_KEY, Platform, serving
 
 
+@pytest.fixture(autouse=True)
+def no_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write as into a file, whatever terminal the tests are watched on."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def platform() -> Platform:
     """The platform's state and knobs."""

@@ -186,7 +186,7 @@ def test_the_way_of_a_run_without_trouble() -> None:
     ]
 
 
-@pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLING, RunState.SCORING, *ENDED])
+@pytest.mark.parametrize("state", [RunState.PAUSED, RunState.CANCELLING, RunState.SCORING, *sorted(ENDED)])
 def test_nothing_is_leased_of_a_run_that_stands(state: RunState) -> None:
     with pytest.raises(LeaseLost):
         lease(replace(VIEW, state=ShardState.QUEUED, run_state=state), A, "two")
