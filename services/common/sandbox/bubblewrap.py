@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Self
@@ -75,15 +75,16 @@ class Bubblewrap:
             raise SandboxFailed(
                 "bubblewrap is not installed (no bwrap on PATH); on Debian: apt-get install bubblewrap"
             )
-        running = _Running(job)
+        shown = list(self._shown(job, runtime))
+        running = _Running(job, _covered(job, shown))
         try:
-            running.start([self._program, *self._arguments(job, runtime)], self._python)
+            running.start([self._program, *self._arguments(shown)], self._python)
             await running.prepare(runtime)
             yield running
         finally:
             await running.close()
 
-    def _arguments(self, job: Job, runtime: Prefix) -> list[str]:
+    def _arguments(self, shown: Sequence[tuple[Path, str]]) -> list[str]:
         arguments = [
             "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try",
             "--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "box", "--clearenv", "--cap-drop", "ALL",
@@ -94,7 +95,6 @@ class Bubblewrap:
         for capability in _CAPABILITIES:
             arguments += ["--cap-add", capability]
         arguments += ["--proc", "/proc", "--dev", "/dev"]
-        shown = list(self._shown(job, runtime))
         for folder in _ways_to([target for _, target in shown]):
             # Said for each: bubblewrap would make them for its own user only.
             arguments += ["--perms", "0755", "--dir", folder]
@@ -131,6 +131,16 @@ def _ways_to(targets: list[str]) -> list[str]:
     return [str(folder) for folder in sorted(ways)]
 
 
+def _covered(job: Job, shown: Sequence[tuple[Path, str]]) -> list[str]:
+    """What the box's own disk would hide: a clone below /tmp has its runtimes there."""
+    places = [PurePosixPath(place) for place in ("/tmp", "/dev/shm", *job.folders)]  # noqa: S108 - the box's own
+    return [
+        target
+        for source, target in shown
+        if source.is_dir() and any(place in PurePosixPath(target).parents for place in places)
+    ]
+
+
 def _existing(mount: Mount) -> Path:
     if not mount.source.exists():
         raise SandboxFailed(f"{mount.source} should be shown in the box as {mount.target}, and is not there")
@@ -153,8 +163,9 @@ def _base_of(prefix: Path) -> Path | None:
 class _Running:
     """One box."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, covered: Sequence[str]) -> None:
         self._job = job
+        self._covered = covered
         self._conversation: wire.Conversation | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._outer: int | None = None
@@ -204,7 +215,15 @@ class _Running:
         own_users = os.geteuid() != 0
         user = 1000 if own_users else _user_of(self._process.pid)
         path = {"PATH": f"{runtime.path}/bin:{_PATH}"}
-        return order_for(self._job, uid=user, env=path, etc=_etc(user), own_users=own_users, contained=False)
+        return order_for(
+            self._job,
+            uid=user,
+            env=path,
+            etc=_etc(user),
+            own_users=own_users,
+            contained=False,
+            covered=self._covered,
+        )
 
     async def wait(self) -> Finished:
         """Wait until every process of the box is dead, and take what it made."""

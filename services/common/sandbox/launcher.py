@@ -157,6 +157,8 @@ def _send(control: BinaryIO, data: bytes | memoryview) -> None:
 
 def _make_disk(order: Order) -> None:
     """One small file system of limited size for everything that can be written, shown at several places."""
+    # What bubblewrap shows below a place that gets a part of the disk is shown there again.
+    shown = [(path, os.open(path, os.O_PATH | os.O_DIRECTORY)) for path in order["covered"]]
     os.makedirs(_STAGING)
     options = f"size={order['disk']},nr_inodes={order['inodes']},mode=755"
     _mount("box", _STAGING, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
@@ -172,6 +174,10 @@ def _make_disk(order: Order) -> None:
         except OSError as error:
             raise OSError(error.errno, f"cannot make the folder {target}: {error.strerror}") from None
         _mount(part, target, None, _MS_BIND)
+    for path, file in shown:
+        os.makedirs(path, exist_ok=True)
+        _mount(f"/proc/self/fd/{file}", path, None, _MS_BIND)
+        os.close(file)
     _call("umount2", _STAGING.encode(), _MNT_DETACH)
     os.rmdir(_STAGING)
     os.symlink("/tmp", "/var/tmp")  # noqa: S108

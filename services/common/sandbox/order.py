@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from services.common.sandbox import seccomp
@@ -21,6 +21,8 @@ class Order(TypedDict):
     env: dict[str, str]
     cwd: str
     folders: list[str]
+    covered: list[str]
+    """Folders of the machine that are shown below a place that can be written, and are covered by it."""
     collect: list[str]
     stdin: bytes
     port: int
@@ -43,7 +45,14 @@ class Order(TypedDict):
 
 
 def order_for(
-    job: Job, *, uid: int, env: Mapping[str, str], etc: Mapping[str, bytes], own_users: bool, contained: bool
+    job: Job,
+    *,
+    uid: int,
+    env: Mapping[str, str],
+    etc: Mapping[str, bytes],
+    own_users: bool,
+    contained: bool,
+    covered: Sequence[str] = (),
 ) -> Order:
     """A job as the launcher needs it.
 
@@ -54,7 +63,8 @@ def order_for(
     limits = job.limits
     return {
         "argv": list(job.command), "env": {**env, "HOME": "/tmp/home", "LANG": "C.UTF-8", **job.env},  # noqa: S108
-        "cwd": job.cwd, "folders": list(job.folders), "collect": list(job.collect), "stdin": bytes(job.stdin),
+        "cwd": job.cwd, "folders": list(job.folders), "covered": list(covered), "collect": list(job.collect),
+        "stdin": bytes(job.stdin),
         "port": job.port or 0, "uid": uid, "own_users": own_users, "contained": contained,
         "filter": seccomp.program(), "etc": dict(etc), "wall": limits.wall_seconds, "cpu": limits.cpu_seconds,
         "memory": limits.memory_bytes, "processes": limits.processes, "file": limits.file_bytes,

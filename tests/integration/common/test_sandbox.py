@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import tarfile
+import tempfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,20 @@ print(importlib.util.find_spec("grpc"), importlib.util.find_spec("pip"))
     await provider.check()
     found = await run(provider, Job(command=_python(code)))
     assert found.stdout == b"None None\n", found
+
+
+async def test_a_runtime_below_tmp(provider: Bubblewrap) -> None:
+    """The box has a /tmp of its own; a clone of this repository there has its runtimes in the machine's."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        venv.create(folder, with_pip=False)
+        boxes = Bubblewrap(Runtimes({"default": folder}))
+        found = await run(
+            boxes, Job(command=_python("import sys; print(sys.prefix); open('/tmp/mine', 'w')"))
+        )
+        assert (found.stdout.decode(), found.stderr) == (f"{folder}\n", b"")
+        refused = await run(boxes, Job(command=_python(f"open({folder!r} + '/mine', 'w')")))
+        assert b"Read-only file system" in refused.stderr or b"Permission denied" in refused.stderr
 
 
 @pytest.mark.parametrize(
