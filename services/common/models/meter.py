@@ -96,6 +96,8 @@ class Meter:
         # Between a word and its answer nothing is started: the word promises that.
         self._promised = False
         self._asked = False
+        # Whether the latest word named a call to come.
+        self._named = False
 
     @property
     def is_short(self) -> bool:
@@ -171,12 +173,14 @@ class Meter:
         self._sequence += 1
         self._errors_told = self._errors
         held = self._spent.plus(self._in_flight)
+        self._named = False
         if last:
             return Standing(self._sequence, self._spent, held, NOTHING, NOTHING, self._errors)
         following, wanted = NOTHING, NOTHING
         for place, amount in enumerate(self._ahead()):
             if not place:
                 following = amount
+                self._named = True
             wanted = wanted.plus(amount)
         return Standing(self._sequence, self._spent, held, following, wanted, self._errors)
 
@@ -188,8 +192,12 @@ class Meter:
         self._wake()
         following = next(iter(self._ahead()), None)
         if following is not None and not self._fits(following):
-            # What was asked for was not given; it is asked for again in a while.
-            self._asked = True
+            if self._named:
+                # What was asked for was not given; it is asked for again in a while.
+                self._asked = True
+            else:
+                # It was between the queue and here when the word was said: nobody has asked for it.
+                self._want()
         else:
             self.wake()
 

@@ -173,3 +173,21 @@ def test_a_request_is_bounded_with_all_that_it_carries() -> None:
     meter, _ = metered()
     request = ChatRequest([{"role": "user", "content": "ä" * 50}], {"max_tokens": 10, "stop": ["x" * 100]})
     assert meter.most(request).tokens >= 100 + 100 + 10
+
+
+async def test_a_call_that_comes_between_word_and_answer_is_asked_for() -> None:
+    asked: list[None] = []
+    meter = Meter(TARIFF, lambda: asked.append(None))
+    meter.apply(Allowance(0))
+    assert meter.word().next == NOTHING
+    call = asyncio.create_task(meter.reserve(Amount(10, 1)))
+    await asyncio.sleep(0)
+    assert not asked
+    meter.apply(Allowance(0))
+    assert len(asked) == 1
+    assert meter.word().next == Amount(10, 1)
+    # What was refused is not asked for again at once.
+    meter.apply(Allowance(0))
+    assert len(asked) == 1
+    meter.apply(Allowance(10))
+    await call
