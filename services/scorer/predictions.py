@@ -29,6 +29,8 @@ from services.scorer.intake import DIGEST
 MAX_BYTES = 4 * 1024**3
 MAX_LINE = 16 * 1024 * 1024
 _MAX_PROBLEMS = 20
+#: How files of zip, and gzip with its usual method, begin.
+_PACKED = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x08")
 _MAX_TRIALS = 1000
 
 
@@ -188,6 +190,11 @@ def _check(file: BinaryIO, positions: dict[str, int]) -> Rows:
 
     :raises InvalidInput: what cannot be used, with line numbers.
     """
+    file.seek(0)
+    if file.read(4) in _PACKED:
+        raise InvalidInput(
+            "these predictions are packed: expected JSON lines as plain text, one answer a line"
+        )
     rows = Rows()
     problems: list[tuple[int, str]] = []
     for number, start, raw in _lines(file):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -267,6 +270,15 @@ async def test_a_file_of_nothing_but_problems_is_cut_short(scorer: Scorer, envir
 async def test_an_empty_file(scorer: Scorer, environment: Environment, data: bytes) -> None:
     error = await refusal(uploading(scorer, environment, data))
     assert "the file is empty" in error.message
+
+
+async def test_a_packed_file_is_named_as_such(scorer: Scorer, environment: Environment) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("answers.jsonl", b'{"case_id": "sum-1", "response": "2"}\n')
+    for data in (packed.getvalue(), gzip.compress(b"{}")):
+        error = await refusal(uploading(scorer, environment, data))
+        assert error.message.startswith("these predictions are packed: expected JSON lines")
 
 
 async def test_who_may_upload_and_for_what(scorer: Scorer, environment: Environment) -> None:
