@@ -180,7 +180,8 @@ def _make_disk(order: Order) -> None:
         os.close(file)
     _call("umount2", _STAGING.encode(), _MNT_DETACH)
     os.rmdir(_STAGING)
-    os.symlink("/tmp", "/var/tmp")  # noqa: S108
+    if not os.path.lexists("/var/tmp"):  # noqa: S108
+        os.symlink("/tmp", "/var/tmp")  # noqa: S108
 
 
 def _fill(control: BinaryIO, order: Order) -> None:

@@ -240,9 +240,10 @@ print(importlib.util.find_spec("grpc"), importlib.util.find_spec("pip"))
     assert found.stdout == b"None None\n", found
 
 
-async def test_a_runtime_below_tmp(provider: Bubblewrap) -> None:
+@pytest.mark.parametrize("place", ["/tmp", "/var/tmp", "/dev/shm"])
+async def test_a_runtime_where_a_box_can_write(place: str) -> None:
     """The box has a /tmp of its own; a clone of this repository there has its runtimes in the machine's."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         Path(folder).chmod(0o755)
         venv.create(folder, with_pip=False)
         boxes = Bubblewrap(Runtimes({"default": folder}))
